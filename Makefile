@@ -1,0 +1,56 @@
+# Two commands do everything on a fresh machine with Python 3.11 and git: `make table3` and `make test`.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+
+.PHONY: table3 report repro test check check-slow lint format benchmarks preset keep plan
+.DEFAULT_GOAL := table3
+
+$(VENV)/installed: requirements.txt requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed requirements-test.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt -c requirements.lock
+	touch $@
+
+table3: $(VENV)/installed      ## raw video to results/table3.csv, on all cores
+	snakemake --cores all results/table3.csv
+
+report: $(VENV)/installed      ## the table, results/report/index.html and all other results
+	snakemake --cores all
+
+repro: $(VENV)/installed       ## the same with DVC as the engine, one stage after the other
+	dvc repro
+
+plan: $(VENV)/installed        ## what would run, and nothing else
+	snakemake --dry-run --quiet rules
+
+test: $(VENV)/installed-test   ## the whole test suite, under 15 minutes on two cores
+	$(BIN)/python -m pytest -m "not slow"
+
+check-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed-test   ## ruff, snakefmt, snakemake --lint
+	ruff check .
+	ruff format --check .
+	snakefmt --check Snakefile
+	snakemake --lint
+
+format: $(VENV)/installed-test
+	ruff check --fix .
+	ruff format .
+	snakefmt Snakefile
+
+benchmarks: $(VENV)/installed-test
+	$(BIN)/python -m benchmarks
+
+preset: $(VENV)/installed      ## make preset NAME=camvid DATA=path/to/camvid : switch params.yaml
+	$(BIN)/python -m semivid.pipeline.preset $(NAME) $(DATA)
+
+keep: $(VENV)/installed        ## make keep NAME=camvid : copy the results and their params to results/NAME
+	$(BIN)/python -m semivid.pipeline.keep $(NAME)

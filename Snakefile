@@ -1,0 +1,43 @@
+# Snakemake schedules, DVC decides: one rule per stage of dvc.yaml, whose shell command is `dvc repro`.
+# Commands, dependencies and outputs stand in dvc.yaml alone; see docs/engines.md.
+import sys
+
+sys.path.insert(0, str(workflow.basedir) + "/src")
+from semivid.errors import UserError
+from semivid.pipeline.bridge import is_folder, read_stages, write_stamps
+
+try:
+    STAGES = read_stages(check=workflow.is_main_process)
+except UserError as error:
+    raise WorkflowError(str(error))
+if workflow.is_main_process:
+    write_stamps(STAGES)
+
+
+rule all:
+    input:
+        [o for s in STAGES for o in s.outputs if o.startswith("results/")],
+    default_target: True
+
+
+for stage in STAGES:
+
+    rule:
+        name:
+            stage.rule
+        input:
+            stamp=str(stage.stamp),
+            upstream=[p if stage.stale else ancient(p) for p in stage.inputs],
+        output:
+            [directory(p) if is_folder(p) else p for p in stage.outputs],
+        log:
+            f"logs/{stage.name}.log",
+        params:
+            stage=stage.name,
+        threads: stage.meta.get("threads", 1)
+        resources:
+            mem_mb=stage.meta.get("mem_mb", 2000),
+            runtime=stage.meta.get("minutes", 60),
+            gpu=stage.meta.get("gpus", 0),
+        shell:
+            "SEMIVID_PROGRESS=plain SEMIVID_WORKERS={threads} dvc --wait-for-lock repro --quiet --single-item {params.stage}"

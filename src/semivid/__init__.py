@@ -1,0 +1,1 @@
+"""semivid: semi-supervised semantic segmentation from video, one pipeline and five methods' worth of research code."""

@@ -1,0 +1,96 @@
+"""Self-supervised depth pretraining, phases 1 and 2 (Three Ways sections 5 and 6; monodepth2)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+
+from semivid.depth.losses import feature_distance, monodepth_loss
+from semivid.depth.networks import DepthModel
+from semivid.depth.samples import OFFSETS, jitter
+from semivid.methods.base import Method
+from semivid.pipeline.params import DepthPretrain
+from semivid.training.optim import build_optimizer, rate_factor
+from semivid.training.rng import torch_seed
+from semivid.training.runtime import Runtime, as_float
+
+
+class DepthPretraining(Method):
+    """Photometric reprojection loss over four scales; Adam, one learning rate.
+
+    Phase 1 trains depth decoder and pose network with the encoder frozen (its batch-norm statistics still move, as
+    in the reference). Phase 2 (`feature_weight` given) trains the encoder too, held near its ImageNet features.
+    Streams: ``video``, samples of `semivid.depth.samples.VideoSamples`.
+    """
+
+    def __init__(
+        self, model: DepthModel, options: DepthPretrain, runtime: Runtime, feature_weight: float | None = None
+    ) -> None:
+        super().__init__()
+        self.model, self.options, self.runtime, self.feature_weight = model, options, runtime, feature_weight
+        if feature_weight is None:
+            model.encoder.requires_grad_(False)
+        # Kept out of the module tree: the frozen ImageNet twin is no part of a checkpoint and never trains.
+        self._imagenet = [copy.deepcopy(model.encoder).eval().requires_grad_(False)] if feature_weight else []
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer("adam", [{"params": trained, "lr": options.lr}], weight_decay=0)
+        self.optimizers = [self.optimizer]
+
+    def rate(self, step: int) -> float:
+        return rate_factor("step", step, self.options.iterations, self.options.milestones)
+
+    def losses(self, batch: dict[str, torch.Tensor], noise_seed: int) -> dict[str, torch.Tensor]:
+        """Depth loss of a batch of the video stream, and what it is made of."""
+        frames = as_float(batch["frames"])
+        colour = dict(zip(OFFSETS, frames.unbind(1), strict=True))
+        # Networks see the jittered frames, the photometric loss the true ones (section 3, step 8).
+        seen = jitter(frames, batch["jitter"], batch["order"]) if self.training else frames
+        current, *neighbours = (f.contiguous(memory_format=torch.channels_last) for f in seen.unbind(1))
+        with self.runtime.autocast():
+            output = self.model(current, dict(zip(OFFSETS[1:], neighbours, strict=True)))
+        result = monodepth_loss(
+            output["disp"],
+            colour[0],
+            {o: colour[o] for o in OFFSETS[1:]},
+            output["transforms"],
+            batch["k"],
+            automask=self.options.auto_mask,
+            generator=torch.Generator().manual_seed(noise_seed),
+            min_depth=self.options.min_depth,
+            max_depth=self.options.max_depth,
+        )
+        result = {"loss": result["loss"], "photometric": result["loss/0"], "warped": result["warped/0"]}
+        if self._imagenet and self.training:
+            with torch.no_grad(), self.runtime.autocast():
+                reference = self._imagenet[0](current)[-1]
+            distance = feature_distance(output["encoder"][-1], reference)
+            result["loss"] = result["loss"] + self.feature_weight * distance
+            result["feature_distance"] = distance
+        return result
+
+    def training_step(self, batch: dict[str, dict[str, torch.Tensor]], step: int) -> dict[str, torch.Tensor]:
+        losses = self.losses(batch["video"], torch_seed(self.options.seed, "auto-mask noise", step))
+        self.optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        self.optimizer.step()
+        return {k: v.detach() for k, v in losses.items()}
+
+    def predict(self, image: torch.Tensor) -> torch.Tensor:
+        """Disparity float (B, 1, H, W) in (0, 1), large = near, of images in [0, 1]."""
+        with self.runtime.autocast():
+            return self.model(image, scales=(0,))["disp"][0]
+
+    def place_imagenet(self) -> None:
+        """Move the frozen twin to the device (it is no submodule, so `Runtime.place` does not see it)."""
+        self._imagenet = [self.runtime.place(e) for e in self._imagenet]
+
+
+def mean_losses(method: DepthPretraining, batches: Sequence[dict]) -> dict[str, float]:
+    """Mean validation losses, named val_*, over fixed batches of the video stream."""
+    sums: dict[str, float] = {}
+    for i, batch in enumerate(batches):
+        for name, value in method.losses(method.runtime.move(batch), noise_seed=i).items():
+            sums[f"val_{name}"] = sums.get(f"val_{name}", 0.0) + float(value) / len(batches)
+    return sums

@@ -1,0 +1,119 @@
+"""What Snakemake needs to know of the DVC pipeline: its stages, what each reads and writes, and which are stale.
+
+dvc.yaml is the only description. DVC judges staleness, records and caches; Snakemake schedules
+``dvc repro --single-item STAGE``. A stamp file per stage, an input of its rule, carries DVC's verdict over:
+new content makes Snakemake run the rule, an old time of change makes it leave the rule alone.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+
+from semivid.errors import UserError
+
+STAMPS = Path(".work/stamps")
+
+
+@dataclass
+class DvcStage:
+    """A stage of dvc.yaml as Snakemake sees it.
+
+    name: DVC's address, e.g. ``train@supervised-random-12-7``. inputs, outputs: paths relative to the root, in
+    dvc.yaml's order; inputs are outputs of other stages. meta: resources. stale: must run, or may have to because
+    a stage before it runs.
+    """
+
+    name: str
+    inputs: list[str]
+    outputs: list[str]
+    meta: dict
+    upstream: list[str] = field(default_factory=list)
+    stale: bool = False
+
+    @property
+    def rule(self) -> str:
+        """A valid Snakemake rule name."""
+        return "".join(c if c.isalnum() else "_" for c in self.name)
+
+    @property
+    def stamp(self) -> Path:
+        """The file that carries DVC's verdict."""
+        return STAMPS / self.name
+
+
+def _path(out) -> str:
+    return os.path.relpath(out.fs_path)
+
+
+def is_folder(path: str) -> bool:
+    """DVC does not tell folders from files before they exist; here an output without a suffix is a folder."""
+    return not Path(path).suffix
+
+
+def read_stages(check: bool) -> list[DvcStage]:
+    """All stages of dvc.yaml, upstream first.
+
+    check: ask DVC which are stale (with everything downstream of them). Only one process of a run may ask: DVC
+    refuses while another stage runs. Without it no stage counts as stale.
+    Raises UserError if dvc.yaml or params.yaml cannot be read, or another engine is at work in this checkout.
+    """
+    try:
+        repo = Repo(".")
+        graph = repo.index.graph  # an edge leads from a stage to one it depends on
+        changed = repo.status() if check else {}
+    except DvcException as error:
+        raise UserError(f"dvc: {' '.join(str(error).split())}") from None
+    stages: dict[str, DvcStage] = {}
+
+    def visit(stage) -> DvcStage:
+        name = stage.addressing
+        if name in stages:
+            return stages[name]
+        before = [visit(s) for s in graph.successors(stage)]
+        made = {o for s in before for o in s.outputs}
+        declared = [_path(d) for d in stage.deps]
+        # A dependency may be a file inside an upstream folder, or a folder that holds upstream files.
+        inputs = sorted({m for m in made for d in declared if _overlap(m, d)})
+        stages[name] = DvcStage(
+            name,
+            inputs,
+            [_path(o) for o in stage.outs],
+            dict(stage.meta or {}),
+            [s.name for s in before],
+            name in changed or any(s.stale for s in before),
+        )
+        return stages[name]
+
+    for stage in graph:
+        visit(stage)
+    return list(stages.values())
+
+
+def _overlap(a: str, b: str) -> bool:
+    a_parts, b_parts = Path(a).parts, Path(b).parts
+    shorter = min(len(a_parts), len(b_parts))
+    return a_parts[:shorter] == b_parts[:shorter]
+
+
+def write_stamps(stages: list[DvcStage]) -> None:
+    """Tell Snakemake: a stale stage's stamp gets new content, any other's the oldest possible time of change.
+
+    New content and not only a new time, since Snakemake compares checksums of small files.
+    """
+    STAMPS.mkdir(parents=True, exist_ok=True)
+    known = {s.stamp for s in stages}
+    for stage in stages:
+        if stage.stale:
+            stage.stamp.write_text(uuid.uuid4().hex)
+        elif not stage.stamp.exists():
+            stage.stamp.write_text("unchanged")
+        if not stage.stale:
+            os.utime(stage.stamp, (0, 0))
+    for left_over in set(STAMPS.iterdir()) - known:
+        left_over.unlink()

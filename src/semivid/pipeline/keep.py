@@ -1,0 +1,30 @@
+"""Keep the present results beside the params that made them: `python -m semivid.pipeline.keep NAME`."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+RESULTS = ("table3.csv", "table3.md", "runs.csv", "depth.json", "report")
+
+
+def keep(name: str) -> Path:
+    """Copy results/{table3.csv, ...}, params.yaml and the selected frames to results/<name>; returns that folder."""
+    target = Path("results") / name
+    target.mkdir(parents=True, exist_ok=True)
+    for item in RESULTS:
+        source = Path("results") / item
+        if source.is_dir():
+            shutil.copytree(source, target / item, dirs_exist_ok=True)
+        elif source.exists():
+            shutil.copyfile(source, target / item)
+    shutil.copyfile("params.yaml", target / "params.yaml")
+    shutil.copytree("splits/selected", target / "selected", dirs_exist_ok=True)
+    return target
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or "/" in sys.argv[1]:
+        raise SystemExit("usage: make keep NAME=camvid")
+    print(f"kept in {keep(sys.argv[1])}")

@@ -1,0 +1,39 @@
+"""Which files of this package a stage command reads: its imports, followed through the package."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+# Plumbing that decides where and when things run, never what comes out; were it a dependency, a new key in the
+# schema of params.yaml would retrain everything.
+PLUMBING = ("pipeline/", "errors.py")
+
+
+def _files_of(name: str, package: Path) -> set[Path]:
+    """The files that importing `semivid.a.b` runs: the module's, and ``__init__.py`` of every package above it."""
+    root, *parts = name.split(".")
+    if root != package.name:
+        return set()
+    bases = [package.joinpath(*parts[:i]) for i in range(len(parts) + 1)]
+    candidates = [b / "__init__.py" for b in bases] + [bases[-1].with_suffix(".py")]
+    return {c for c in candidates[1:] if c.is_file()}
+
+
+def imports_of(script: Path, package: Path = Path("src/semivid")) -> set[Path]:
+    """All non-empty files of the package that `script` imports, directly or not, lazily or not, less the plumbing."""
+    found: set[Path] = set()
+    queue = [script]
+    while queue:
+        for node in ast.walk(ast.parse(queue.pop().read_text())):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [a.name for a in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+                names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+            for name in names:
+                for file in _files_of(name, package) - found:
+                    if file.stat().st_size and not str(file.relative_to(package)).startswith(PLUMBING):
+                        found.add(file)
+                        queue.append(file)
+    return found

@@ -1,0 +1,151 @@
+"""What every stage command shares: arguments, parameters, lock, log, one-line errors, dying with its engine."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import fcntl
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+from semivid.errors import UserError
+from semivid.pipeline.artifacts import write_json
+from semivid.pipeline.params import pick, read_params
+
+log = logging.getLogger("semivid")
+PR_SET_PDEATHSIG = 1
+
+
+class Stage:
+    """One run of one pipeline stage.
+
+    `name` is DVC's name of it (``train@supervised-random-12-7``), `run` the part behind the @, `args` its matrix values, `params` the
+    declared parts of params.yaml and nothing else (``stage.params.data.frames``, ``stage.params.train``),
+    `work` a folder outside the declared outputs for files to resume from, `settings` all parameters and arguments as a
+    text, `workers` how many processes it may start.
+    """
+
+    def __init__(self, name: str, args: SimpleNamespace, params: dict) -> None:
+        self.name = name
+        self.args = args
+        self.params = _nest(params)
+        self.run = name.partition("@")[2]
+        self.work = Path(".work") / name
+        self.settings = repr(sorted(params.items(), key=lambda item: item[0])) + repr(args)
+        self.workers = int(os.environ.get("SEMIVID_WORKERS", 0)) or len(os.sched_getaffinity(0))
+
+
+def _nest(params: dict) -> SimpleNamespace:
+    """{"data.frames": x, "train": y} as nested attributes."""
+    root = SimpleNamespace()
+    for key, value in params.items():
+        *parents, last = key.split(".")
+        node = root
+        for part in parents:
+            if not hasattr(node, part):
+                setattr(node, part, SimpleNamespace())
+            node = getattr(node, part)
+        setattr(node, last, value)
+    return root
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel for SIGTERM when the engine that started this process dies (Linux only)."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before we asked
+        raise SystemExit(143)
+
+
+def _lock(name: str):
+    """Hold `.work/locks/<name>`; a stage that is still writing elsewhere in this checkout is waited for."""
+    path = Path(".work/locks") / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "w")  # noqa: SIM115  (held until the process ends)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{name}: another process is running this stage here; waiting for it", file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def _set_up_log(name: str) -> None:
+    path = Path("logs") / f"{name}.log"
+    path.parent.mkdir(exist_ok=True)
+    to_file = logging.FileHandler(path, mode="w")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    to_terminal = logging.StreamHandler(sys.stderr)
+    to_terminal.setFormatter(logging.Formatter(f"[{name}] %(message)s"))
+    log.handlers = [to_file, to_terminal]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def run_stage(main: Callable[[Stage], None], keys: list[str], arguments: dict[str, type] | None = None) -> None:
+    """Run `main` as the stage command of the calling script.
+
+    keys       dotted keys of params.yaml that the stage reads: the same as in its dvc.yaml entry. ``{criterion}``
+               stands for the argument of that name.
+    arguments  matrix values, as ``--name value`` with their types, in DVC's order.
+    Exit codes: 0 done, 2 bad input (one line, no traceback), 143 stopped by SIGTERM, 1 a bug (traceback).
+    """
+    stem = Path(sys.argv[0]).stem
+    parser = argparse.ArgumentParser(prog=stem, description=sys.modules["__main__"].__doc__)
+    for name, kind in (arguments or {}).items():
+        parser.add_argument(f"--{name}", type=kind, required=True)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a user error")
+    args = parser.parse_args()
+    values = {n: getattr(args, n) for n in arguments or {}}
+    name = stem + ("@" + "-".join(map(str, values.values())) if values else "")
+    _die_with_parent()
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        params = pick(read_params(), tuple(k.format(**values) for k in keys))
+        lock = _lock(name)
+        _set_up_log(name)
+        start = time.perf_counter()
+        main(Stage(name, SimpleNamespace(**values), params))
+        _record_cost(name, time.perf_counter() - start)
+        lock.close()
+    except UserError as error:
+        if args.debug:
+            traceback.print_exc()
+        for line in str(error).splitlines():
+            (log.error if log.handlers else lambda m: print(m, file=sys.stderr))(f"error: {line}")
+        raise SystemExit(2) from None
+    except OSError as error:
+        if args.debug or error.filename is None:
+            raise
+        (log.error if log.handlers else lambda m: print(m, file=sys.stderr))(
+            f"error: {error.filename}: {error.strerror}; check that the path exists, is writable and has space left"
+        )
+        raise SystemExit(2) from None
+
+
+def _on_sigterm(signum, frame) -> None:
+    """Unwind, so that temporaries are removed and a training loop can save its state; exit code 143."""
+    raise SystemExit(143)
+
+
+def _record_cost(name: str, seconds: float) -> None:
+    """Keep time and peak memory of the last run of each stage (for planning; not an output)."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    cost = {
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
+        "peak_mb": round(usage.ru_maxrss / 1024),
+    }
+    write_json(Path(".work/costs") / f"{name}.json", cost)
+    log.info("done: %s", json.dumps(cost))

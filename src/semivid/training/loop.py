@@ -1,0 +1,160 @@
+"""The training loop that all methods share: batches, learning rates, evaluation, resuming, logs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from semivid.data.streams import Stream, batches
+from semivid.methods.base import Method
+from semivid.training.optim import set_rates
+from semivid.training.progress import Progress
+from semivid.training.resume import load_resume, save_resume
+from semivid.training.rng import torch_seed
+from semivid.training.runtime import Runtime
+
+log = logging.getLogger("semivid")
+CHECKPOINT_SECONDS = 60.0
+SOURCES = Path(__file__).resolve().parent.parent
+
+History = list[dict[str, float]]
+
+
+def fingerprint(settings: str, inputs: Sequence[Path | str]) -> str:
+    """A digest of everything a resume file may only be used with.
+
+    `settings` names all parameters; of `inputs` (files, folders) and of this package's sources every file's path,
+    size and time of change count. Too strict costs a fresh start, never a wrong one.
+    """
+    digest = hashlib.sha256(settings.encode())
+    for root in [*map(Path, inputs), SOURCES]:
+        files = sorted(p for p in root.rglob("*") if p.suffix != ".pyc") if root.is_dir() else [root]
+        for file in files:
+            if file.is_file():
+                stat = file.stat()
+                digest.update(f"{file}:{stat.st_size}:{stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _resume(path: Path, method: Method, key: str) -> tuple[int, History, dict[str, torch.Tensor]]:
+    """Take up a run where `path` left it: (steps done, history, sums of losses not yet logged)."""
+    fresh: tuple[int, History, dict[str, torch.Tensor]] = (0, [], {})
+    if not path.exists():
+        return fresh
+    state = load_resume(path)
+    if state["key"] != key:
+        log.info("%s belongs to other parameters, inputs or sources: starting afresh", path)
+        return fresh
+    method.load_state_dict(state["networks"])
+    for optimizer, saved in zip(method.optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    log.info("resumed at step %d", state["step"])
+    return state["step"], state["history"], state["sums"]
+
+
+def fit(
+    method: Method,
+    streams: Sequence[Stream],
+    *,
+    iterations: int,
+    seed: int,
+    runtime: Runtime,
+    work: Path,
+    key: str,
+    evaluate: Callable[[Method], dict[str, float]] | None = None,
+    evaluate_every: int = 0,
+    workers: int = 0,
+    title: str = "train",
+) -> History:
+    """Train `method` for exactly `iterations` steps and return the logged values.
+
+    evaluate        called in eval mode every `evaluate_every` steps and after the last one
+    work, key       folder of the resume file, and the `fingerprint` it must carry to be used
+    Returns one row {"step": steps done, loss names..., evaluated names...} per evaluation and log interval.
+    The result depends neither on `workers` nor on where the run was interrupted: every random draw is a
+    function of (seed, purpose, step, position), dropout is reseeded per step, rates are functions of the step.
+    SIGTERM: the step in progress is finished, its state saved, exit code 143.
+    """
+    checkpoint = work / "resume.safetensors"
+    runtime.place(method)
+    start, history, sums = _resume(checkpoint, method, key)
+    sums = runtime.move(sums)
+    stop_asked = False
+
+    def on_sigterm(signum, frame) -> None:
+        nonlocal stop_asked
+        stop_asked = True
+
+    previous_handler = signal.signal(signal.SIGTERM, on_sigterm)
+    log_every = max(1, iterations // 50)
+    last_saved = time.monotonic()
+    progress = Progress(title, start, iterations)
+    try:
+        for step, batch in enumerate(batches(streams, start, iterations, workers), start):
+            method.train()
+            torch.manual_seed(torch_seed(seed, "torch", step))
+            for optimizer in method.optimizers:
+                set_rates(optimizer, method.rate(step))
+            losses = method.training_step(runtime.move(batch), step)
+
+            # Sums stay tensors: reading a number each step would wait for the device.
+            sums = {k: sums[k] + v if k in sums else v for k, v in losses.items()}
+            done = step + 1
+            last = done == iterations
+            row: dict[str, float] = {}
+            if done % log_every == 0 or last:
+                since = done % log_every or log_every
+                row |= {k: float(v) / since for k, v in sums.items()}
+                sums = {}
+            if evaluate and (last or (evaluate_every and done % evaluate_every == 0)):
+                method.eval()
+                with torch.no_grad():
+                    row |= evaluate(method)
+            if row:
+                history.append({"step": done, **row})
+            progress.advance(done, row)
+            if not last and (stop_asked or time.monotonic() - last_saved > CHECKPOINT_SECONDS):
+                state = {
+                    "key": key,
+                    "step": done,
+                    "history": history,
+                    "sums": sums,
+                    "networks": method.state_dict(),
+                    "optimizers": [o.state_dict() for o in method.optimizers],
+                }
+                save_resume(checkpoint, state)
+                last_saved = time.monotonic()
+            if stop_asked and not last:
+                log.info("stopped at step %d on request; the same command continues", done)
+                raise SystemExit(143)
+    finally:
+        signal.signal(signal.SIGTERM, previous_handler)
+        progress.close()
+    return history
+
+
+def finish(work: Path) -> None:
+    """Remove the resume files of a stage whose outputs are complete."""
+    (work / "resume.safetensors").unlink(missing_ok=True)
+    if work.is_dir() and not any(work.iterdir()):
+        work.rmdir()
+
+
+def write_curves(folder: Path, history: History) -> None:
+    """Write `history` as DVCLive files (`dvc plots show`, `dvc metrics show`): one TSV per value, a summary JSON."""
+    from dvclive import Live
+
+    with Live(dir=str(folder), resume=False, save_dvc_exp=False, dvcyaml=None, monitor_system=False) as live:
+        for row in history:
+            live.step = int(row["step"])
+            for name, value in row.items():
+                if name != "step":
+                    live.log_metric(name, json.loads(f"{value:.6g}"))
+            live.make_summary()

@@ -1,0 +1,45 @@
+"""Optimisers, and learning rates as a function of the step (no scheduler state to save)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+def build_optimizer(kind: str, groups: list[dict], weight_decay: float) -> torch.optim.Optimizer:
+    """SGD (momentum 0.9), Adam or AdamW over `groups` [{"params": ..., "lr": base rate}, ...].
+
+    Each group keeps its base rate as ``base_lr``; `set_rates` scales it.
+    """
+    for group in groups:
+        group["params"] = list(group["params"])
+        group["base_lr"] = group["lr"]
+    if kind == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, weight_decay=weight_decay)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind](groups, weight_decay=weight_decay)
+
+
+def rate_factor(schedule: str, step: int, iterations: int, milestones: Iterable[int] = ()) -> float:
+    """What the base learning rate is multiplied by in `step` (counted from 0).
+
+    poly: max(1e-6, (1 - step/iterations)^0.9); step: 0.1 for each milestone reached; constant: 1.
+    """
+    if schedule == "poly":
+        return max(1e-6, (1 - step / iterations) ** 0.9)
+    if schedule == "step":
+        return 0.1 ** sum(step >= m for m in milestones)
+    return 1.0
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set the rate of every group to its base rate times `factor`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+def clip_gradients(module: nn.Module, limit: float) -> None:
+    """Scale all gradients down so that their common L2 norm is at most `limit`; 0 leaves them alone."""
+    if limit:
+        nn.utils.clip_grad_norm_(module.parameters(), limit)

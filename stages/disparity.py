@@ -1,0 +1,50 @@
+"""The depth teacher's disparity (PNG) of every annotated frame, and its pooled features for the selection."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from semivid.data.index import read_index
+from semivid.data.store import FrameStore
+from semivid.depth.disparity import write_disparity
+from semivid.depth.networks import build_depth_model
+from semivid.evaluation.inference import whole_frames
+from semivid.models.checkpoints import load_parts
+from semivid.pipeline.artifacts import replacing
+from semivid.pipeline.stage import Stage, run_stage
+from semivid.selection.diversity import pool_features
+from semivid.training.progress import Progress
+from semivid.training.runtime import Runtime
+
+BATCH = 8
+
+
+def main(stage: Stage) -> None:
+    options = stage.params.disparity
+    runtime = Runtime(options.threads)
+    model = build_depth_model(**stage.params.depth_network.backbone() | {"weights": "none"}, pose_encoder=None)
+    load_parts(model.parts(), "models/depth_finetune")
+    runtime.place(model).eval()
+    frames = read_index(Path("data/prepared/index.csv")).select(labelled=None if options.frames == "all" else True)
+    pooled, names, level = [], [], options.feature_level
+    progress = Progress(stage.name, 0, len(frames))
+    with replacing("data/disparity") as out, replacing("data/features.safetensors") as features, torch.no_grad():
+        for chunk, images in whole_frames(frames, FrameStore(), BATCH, runtime):
+            output = model(images, scales=(0,), levels=(level,))
+            maps = pool_features(
+                output["features"][level].cpu().numpy(), (options.feature_pool, 2 * options.feature_pool)
+            )
+            for frame, disparity, pool in zip(chunk, output["disp"][0][:, 0].cpu().numpy(), maps, strict=True):
+                write_disparity(out / frame.split / f"{frame.frame}.png", disparity, options.bits)
+                if frame.split == "train":
+                    pooled.append(torch.from_numpy(pool))
+                    names.append(frame.frame)
+            progress.advance(progress.done + len(chunk))
+        save_file({"features": torch.stack(pooled)}, features, metadata={"frames": json.dumps(names)})
+    progress.close()
+
+
+if __name__ == "__main__":
+    run_stage(main, ["depth_network", "disparity"])

@@ -1,0 +1,42 @@
+"""Entropy (active learning): frames that a segmentation student is least sure of. Reads the labels it has bought."""
+
+import shutil
+from pathlib import Path
+
+from semivid.data.index import read_classes, read_index
+from semivid.data.store import FrameStore
+from semivid.pipeline.stage import Stage, run_stage
+from semivid.selection.lists import write_selection
+from semivid.selection.random import random_order
+from semivid.selection.student import EntropyStudent, grow
+from semivid.selection.uncertainty import highest
+from semivid.training.loop import fingerprint
+
+
+def main(stage: Stage) -> None:
+    criterion, seed = stage.args.criterion, stage.args.seed
+    options = getattr(stage.params.select, criterion)
+    list_seed = getattr(stage.params.table3.list_seeds, str(seed))
+    frames = read_index(Path("data/prepared/index.csv")).select("train", labelled=True)
+
+    def choose(scores, chosen, add):
+        return highest(scores, [i for i in range(len(frames)) if i not in set(chosen)], add)
+
+    chosen = grow(
+        EntropyStudent,
+        options,
+        frames,
+        random_order(len(frames), list_seed)[: options.steps[0]],
+        choose,
+        store=FrameStore(),
+        num_classes=len(read_classes(Path("data/prepared/classes.json")).names),
+        seed=list_seed,
+        work=stage.work,
+        key=fingerprint(stage.settings, ["data/prepared/images", "data/prepared/labels"]),
+    )
+    write_selection(Path(f"splits/selected/{criterion}-{seed}.txt"), [frames[i].frame for i in chosen])
+    shutil.rmtree(stage.work)
+
+
+if __name__ == "__main__":
+    run_stage(main, ["select.{criterion}", "table3.list_seeds.{seed}"], {"criterion": str, "seed": int})
