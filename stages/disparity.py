@@ -29,6 +29,7 @@ def main(stage: Stage) -> None:
     runtime.place(model).eval()
     frames = read_index(Path("data/prepared/index.csv")).select(labelled=None if options.frames == "all" else True)
     pooled, names, level = [], [], options.feature_level
+    grid = (options.feature_pool, 2 * options.feature_pool)
     progress = Progress(stage.name, 0, len(frames))
     with replacing("data/disparity") as out, replacing("data/features.safetensors") as features, torch.no_grad():
         for chunk, images in whole_frames(frames, FrameStore(), BATCH, runtime):

@@ -17,6 +17,8 @@ from semivid.data.street.textures import Bank, build_bank
 from semivid.errors import UserError
 
 FOLDERS = ("leftImg8bit_sequence", "leftImg8bit", "gtFine", "camera", "truth")
+# Snippets of both splits may lie in the same city, but a frame's name must be unique, as in Cityscapes.
+FIRST_SNIPPET = {"train": 0, "val": 500_000}
 FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1]
 
 _bank: Bank | None = None  # one per process: every snippet of a data set shares the textures
@@ -121,7 +123,8 @@ def _render_snippet(job) -> None:
     below = f"{split}/{scene.city}"
     for folder in (*FOLDERS[:4], "truth/depth", "truth/flow"):
         (out / folder / below).mkdir(parents=True, exist_ok=True)
-    names = [f"{scene.city}_{number:06d}_{frame:06d}" for frame in range(frames)]
+    snippet = f"{scene.city}_{FIRST_SNIPPET.get(split, 0) + number:06d}"
+    names = [f"{snippet}_{frame:06d}" for frame in range(frames)]
     after = renderer.visible(0)
     for frame, name in enumerate(names):
         now, after = after, renderer.visible(frame + 1) if frame + 1 < frames else None
@@ -152,7 +155,7 @@ def _render_snippet(job) -> None:
         },
         indent=1,
     )
-    (poses / f"{scene.city}_{number:06d}.json").write_text(text + "\n")
+    (poses / f"{snippet}.json").write_text(text + "\n")
 
 
 def _encode(image: np.ndarray) -> bytes:
