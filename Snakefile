@@ -15,9 +15,9 @@ if workflow.is_main_process:
 
 
 rule all:
+    default_target: True
     input:
         [o for s in STAGES for o in s.outputs if o.startswith("results/")],
-    default_target: True
 
 
 for stage in STAGES:
@@ -32,12 +32,14 @@ for stage in STAGES:
             [directory(p) if is_folder(p) else p for p in stage.outputs],
         log:
             f"logs/{stage.name}.log",
-        params:
-            stage=stage.name,
+        conda:
+            "environment.yml"
         threads: stage.meta.get("threads", 1)
         resources:
             mem_mb=stage.meta.get("mem_mb", 2000),
             runtime=stage.meta.get("minutes", 60),
             gpu=stage.meta.get("gpus", 0),
+        params:
+            stage=stage.name,
         shell:
-            "SEMIVID_PROGRESS=plain SEMIVID_WORKERS={threads} dvc --wait-for-lock repro --quiet --single-item {params.stage}"
+            "PYTHONPATH=src SEMIVID_PROGRESS=plain SEMIVID_WORKERS={threads} dvc --wait-for-lock repro --quiet --single-item {params.stage}"

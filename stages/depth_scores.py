@@ -21,7 +21,7 @@ from semivid.training.runtime import Runtime
 OUT = Path("results/depth.json")
 TRUTH = Path("data/raw/truth")
 LEAST_MOTION = 0.3  # metres per frame below which a direction means nothing
-BATCH = 8
+BATCH = 4
 
 
 def true_depth(frame: Frame, shape: tuple[int, int]) -> np.ndarray:

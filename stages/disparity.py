@@ -18,7 +18,7 @@ from semivid.selection.diversity import pool_features
 from semivid.training.progress import Progress
 from semivid.training.runtime import Runtime
 
-BATCH = 8
+BATCH = 4
 
 
 def main(stage: Stage) -> None:

@@ -20,7 +20,7 @@ from semivid.training.rng import torch_seed
 from semivid.training.runtime import Runtime
 
 PREPARED = Path("data/prepared")
-EVALUATION_BATCH = 8
+EVALUATION_BATCH = 4
 
 
 def main(stage: Stage) -> None:
@@ -53,6 +53,7 @@ def main(stage: Stage) -> None:
         work=stage.work,
         key=fingerprint(stage.settings, [PREPARED, selection]),
         title=stage.name,
+        workers=runtime.loaders(stage.workers),
         evaluate=evaluate if held_out else None,
         evaluate_every=options.evaluate_every,
     )

@@ -71,6 +71,7 @@ def train_depth(
         work=stage.work,
         key=fingerprint(stage.settings, [*prepared, *inputs]),
         title=stage.name,
+        workers=runtime.loaders(stage.workers),
         evaluate=(lambda m: mean_losses(m, validation)) if validation else None,
         evaluate_every=max(1, options.iterations // EVALUATIONS),
     )

@@ -6,13 +6,18 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML, YAMLError
 
 from semivid.errors import UserError
 
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+# Strict: YAML's true would else count as the number 1, and "on" as true.
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+PositiveNumber = Annotated[Number, Field(gt=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(strict=True, gt=0)]
+Seed = Annotated[int, Field(strict=True, ge=0)]
+Switch = Annotated[bool, Field(strict=True)]
 Size = tuple[Positive, Positive]
 EncoderName = Literal["resnet18", "resnet50", "resnet101", "tf_efficientnet_lite0"]
 Precision = Literal["float32", "bfloat16"]
@@ -37,7 +42,7 @@ class Data(Block):
     masks: Splits
     camera: str
     classes: str
-    holdout: Annotated[float, Field(ge=0, lt=1)]
+    holdout: Annotated[Number, Field(ge=0, lt=1)]
 
 
 class SnippetCounts(Block):
@@ -46,12 +51,12 @@ class SnippetCounts(Block):
 
 
 class Render(Block):
-    seed: int
+    seed: Seed
     size: Size
     snippets: SnippetCounts
     frames_per_snippet: Positive
-    annotated: list[int]
-    fps: Annotated[float, Field(gt=0)]
+    annotated: list[Annotated[int, Field(strict=True)]]
+    fps: PositiveNumber
 
     @model_validator(mode="after")
     def _positions_exist(self) -> Render:
@@ -63,7 +68,7 @@ class Render(Block):
 class Frames(Block):
     size: Size
     format: Literal["jpg", "png"]
-    quality: Annotated[int, Field(ge=1, le=100)]
+    quality: Annotated[int, Field(strict=True, ge=1, le=100)]
 
 
 class Backbone(Block):
@@ -71,9 +76,9 @@ class Backbone(Block):
 
     encoder: EncoderName
     weights: str
-    dilated: bool
+    dilated: Switch
     channels: Channels
-    batch_norm: bool
+    batch_norm: Switch
     aspp_rates: list[Positive]
 
     def backbone(self) -> dict[str, Any]:
@@ -101,27 +106,33 @@ class DepthPretrain(Block):
     iterations: Positive
     batch_size: Positive
     crop: Size
-    lr: Annotated[float, Field(gt=0)]
+    lr: PositiveNumber
     milestones: list[Positive]
-    min_depth: Annotated[float, Field(gt=0)]
-    max_depth: Annotated[float, Field(gt=0)]
-    auto_mask: bool
+    min_depth: PositiveNumber
+    max_depth: PositiveNumber
+    auto_mask: Switch
     flip: Share
-    color_jitter: bool
+    color_jitter: Switch
     intrinsics: Literal["correct", "reference"]
     precision: Precision
-    seed: int
+    seed: Seed
     threads: Positive
+
+    @model_validator(mode="after")
+    def _depths_in_order(self) -> DepthPretrain:
+        if self.min_depth >= self.max_depth:
+            raise ValueError(f"min_depth {self.min_depth} must be smaller than max_depth {self.max_depth}")
+        return self
 
 
 class DepthFinetune(DepthPretrain):
-    feature_distance: Annotated[float, Field(ge=0)]
+    feature_distance: Annotated[Number, Field(ge=0)]
 
 
 class Disparity(Block):
     frames: Literal["annotated", "all"]
     bits: Literal[8, 16]
-    feature_level: Annotated[int, Field(ge=0, le=4)]
+    feature_level: Annotated[int, Field(strict=True, ge=0, le=4)]
     feature_pool: Positive
     threads: Positive
 
@@ -139,7 +150,7 @@ class SelectStudent(Backbone):
     iterations: list[Positive]
     batch_size: Positive
     crop: Size
-    lr: Annotated[float, Field(gt=0)]
+    lr: PositiveNumber
     threads: Positive
 
     @model_validator(mode="after")
@@ -152,7 +163,7 @@ class SelectStudent(Backbone):
 
 
 class SelectBoth(SelectStudent):
-    bias: float
+    bias: Number
 
 
 class Select(Block):
@@ -168,9 +179,9 @@ class Select(Block):
 
 
 class Network(Backbone):
-    layers: Annotated[list[Annotated[int, Field(ge=0, le=9)]], Field(min_length=1)]
+    layers: Annotated[list[Annotated[int, Field(strict=True, ge=0, le=9)]], Field(min_length=1)]
     output_stride: Positive
-    head_inter: bool
+    head_inter: Switch
     head_channels: Positive
 
     def arguments(self) -> dict[str, Any]:
@@ -184,20 +195,26 @@ class Train(Block):
     batch_size: Positive
     crop: Size
     flip: Share
-    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
+    scale: tuple[PositiveNumber, PositiveNumber]
     evaluate_every: Positive
     precision: Precision
     threads: Positive
 
+    @model_validator(mode="after")
+    def _scales_in_order(self) -> Train:
+        if self.scale[0] > self.scale[1]:
+            raise ValueError(f"scale {list(self.scale)}: the smaller number comes first")
+        return self
+
 
 class Optimisation(Block):
     optimizer: Literal["sgd", "adam", "adamw"]
-    lr: Annotated[float, Field(gt=0)]
-    encoder_lr: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    lr: PositiveNumber
+    encoder_lr: PositiveNumber
+    weight_decay: Annotated[Number, Field(ge=0)]
     schedule: Literal["poly", "step", "constant"]
     milestones: list[Positive]
-    clip: Annotated[float, Field(ge=0)]
+    clip: Annotated[Number, Field(ge=0)]
 
 
 class Methods(Block):
@@ -213,7 +230,7 @@ class Evaluate(Block):
 class SelectBySight(Block):
     """The table's selection criteria by what they may read: one DVC stage each."""
 
-    names: list[str]
+    names: list[Literal["random", "published_ds_us", "published_ds", "published_us", "published_ent"]]
     features: list[Literal["ds"]]
     student: list[Literal["us", "ds_us"]]
     labels: list[Literal["entropy"]]
@@ -222,13 +239,17 @@ class SelectBySight(Block):
 class Table3(Block):
     method: str
     labels: Annotated[list[Positive], Field(min_length=1)]
-    seeds: Annotated[list[int], Field(min_length=1)]
-    list_seeds: dict[str, int]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    list_seeds: dict[str, Seed]
     rows: Annotated[list[str], Field(min_length=1)]
     select: SelectBySight
 
     @model_validator(mode="after")
     def _rows_have_a_selection(self) -> Table3:
+        for key in ("rows", "labels", "seeds"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                raise ValueError(f"table3.{key} {values} lists one of them twice")
         known = [n for group in self.select.model_dump().values() for n in group]
         if sorted(known) != sorted(self.rows):
             raise ValueError(f"rows {self.rows} and the criteria of select {known} must be the same names")
@@ -255,6 +276,35 @@ class Params(Block):
     evaluate: Evaluate
     table3: Table3
 
+    @model_validator(mode="after")
+    def _blocks_agree(self) -> Params:
+        """What else only the last stage of a long run would find out."""
+        wrong = []
+        methods = list(type(self.methods).model_fields)
+        if self.table3.method not in methods:
+            wrong.append(f"`table3.method`: no method {self.table3.method!r}; choose one of {', '.join(methods)}")
+        crops = {"train": self.train, "depth_pretrain": self.depth_pretrain, "depth_finetune": self.depth_finetune}
+        most = max(self.table3.labels)
+        for name in self.table3.rows:
+            block = getattr(self.select, name)
+            if isinstance(block, SelectStudent):
+                crops[f"select.{name}"] = block
+                if block.steps[-1] < most:
+                    wrong.append(
+                        f"`select.{name}.steps` end at {block.steps[-1]} frames; `table3.labels` asks for {most}"
+                    )
+            elif isinstance(block, SelectDiversity) and block.labels < most:
+                wrong.append(f"`select.{name}.labels` is {block.labels}; `table3.labels` asks for {most}")
+        size = self.frames.size
+        wrong += [
+            f"`{name}.crop` {list(block.crop)} is larger than `frames.size` {list(size)} (width, height)"
+            for name, block in crops.items()
+            if block.crop[0] > size[0] or block.crop[1] > size[1]
+        ]
+        if wrong:
+            raise ValueError("\n".join(wrong))
+        return self
+
 
 def _nearest(model: Any, location: tuple) -> str:
     """A hint for an unknown key: the nearest key that its block has."""
@@ -277,7 +327,8 @@ def _explain(error: ValidationError, path: Path) -> str:
             lines.append(f"{path}: key `{key}` is missing; presets/street.yaml shows every key")
         else:
             shown = "" if isinstance(e["input"], dict) else f" (found {e['input']!r})"
-            lines.append(f"{path}: `{key}`: {e['msg'].removeprefix('Value error, ')}{shown}")
+            where = f"{path}: `{key}`: " if key else f"{path}: "
+            lines += [f"{where}{line}{shown}" for line in e["msg"].removeprefix("Value error, ").splitlines()]
     return "\n".join(lines)
 
 
@@ -288,10 +339,13 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
     values out of range, file absent or not YAML.
     """
     try:
-        raw = yaml.safe_load(path.read_text())
+        # DVC's own reader, so that a stage sees the values that DVC saw (YAML 1.2: no octal 010, no duplicate keys).
+        raw = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run from the repository root or `make preset NAME=street`") from None
-    except yaml.YAMLError as error:
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+    except (YAMLError, ValueError) as error:  # its constructors raise ValueError for values like 2001-99-99
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: empty or not a mapping; presets/street.yaml shows every key")

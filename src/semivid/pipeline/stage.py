@@ -28,12 +28,10 @@ PR_SET_PDEATHSIG = 1
 class Stage:
     """One run of one pipeline stage.
 
-    name      DVC's name of it (``train@supervised-random-12-7``); run: the part behind the @
-    args      its matrix values
-    params    the declared parts of params.yaml and nothing else (``stage.params.data.frames``)
-    settings  all parameters and arguments as a text
-    work      a folder outside the declared outputs, for files to resume from
-    workers   how many processes it may start
+    `name` is DVC's name of it (``train@supervised-random-12-7``), `run` the part behind the @, `args` its matrix values, `params` the
+    declared parts of params.yaml and nothing else (``stage.params.data.frames``, ``stage.params.train``),
+    `work` a folder outside the declared outputs for files to resume from, `settings` all parameters and arguments as a
+    text, `workers` how many processes it may start.
     """
 
     def __init__(self, name: str, args: SimpleNamespace, params: dict) -> None:

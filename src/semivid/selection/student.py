@@ -31,7 +31,7 @@ from semivid.training.runtime import Runtime, as_float
 
 log = logging.getLogger("semivid")
 KEEP_ROWS = 0.9  # rows below belong to the own car (section 11)
-SCORE_BATCH = 8
+SCORE_BATCH = 4
 
 
 class Student(Method):

@@ -17,6 +17,10 @@ class Runtime:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.precision = precision
 
+    def loaders(self, workers: int) -> int:
+        """How many of a stage's `workers` prepare batches: all beside a GPU, none on a CPU that computes itself."""
+        return workers if self.device.type == "cuda" else 0
+
     def autocast(self) -> AbstractContextManager:
         """Mixed precision around a forward pass; losses are computed outside, in float32."""
         if self.precision == "float32":

@@ -1,0 +1,1 @@
+"""How fast semivid is, against the plain way of doing the same. See `python -m benchmarks --help`."""

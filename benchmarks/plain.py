@@ -1,0 +1,198 @@
+"""The plain way of doing what semivid does: straightforward code with the same result, to measure against.
+
+Nothing here is slow on purpose. It is what one writes first, and what the research code that semivid unites
+does: decode the source pictures again for every sample, one float tensor per sample, contiguous networks with
+every decoder level and head, a number read back after every step, one term of the formula after the other.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from semivid.models.segmentation import SegmentationNet
+from semivid.pipeline.params import Optimisation
+
+VOID = 255
+MEAN, STD = 0.45, 0.225
+
+
+# Loading
+
+
+def sample(
+    image: Path, mask: Path, size: tuple[int, int], window: tuple[int, int, int, int], flip: bool, ids: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """One training sample from the source files: (image float (3, h, w), normalised; label int64 (h, w)).
+
+    size: (width, height) to resize to; window: (left, top, right, bottom) of the crop; ids: the raw id of each
+    class, in the order of the train ids.
+    """
+    picture = Image.open(image).convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    label = Image.open(mask).resize(size, Image.Resampling.NEAREST)
+    if flip:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        label = label.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    picture, label = picture.crop(window), label.crop(window)
+    tensor = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
+    raw = np.array(label)
+    train = np.full(raw.shape, VOID, np.int64)
+    for train_id, raw_id in enumerate(ids):
+        train[raw == raw_id] = train_id
+    return (tensor - MEAN) / STD, torch.from_numpy(train)
+
+
+# Networks
+
+
+def logits(network: SegmentationNet, image: Tensor) -> Tensor:
+    """Class logits, with all levels and disparities of the decoder computed, as the depth network would."""
+    decoder, size = network.segmentation, image.shape[-2:]
+    maps = network.encoder(image)
+    features = decoder.unet_dec(maps, size, scales=(0, 1, 2, 3), levels=(0, 1, 2, 3, 4))["features"]
+    inner = [-(-side // decoder.output_stride) for side in size]
+    chosen = [features[9 - layer] if layer >= 5 else maps[layer] for layer in decoder.layers]
+    projected = [
+        F.interpolate(decoder.project[f"seg{layer}"](x), size=inner, mode="bilinear", align_corners=False)
+        for layer, x in zip(decoder.layers, chosen, strict=True)
+    ]
+    return F.interpolate(decoder.head(torch.cat(projected, 1)), size=size, mode="bilinear", align_corners=False)
+
+
+def optimizer(network: SegmentationNet, options: Optimisation) -> torch.optim.Optimizer:
+    """The optimiser as torch makes it, the encoder at its own rate."""
+    groups = network.parameter_groups(options.encoder_lr, options.lr)
+    if options.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=0.9, weight_decay=options.weight_decay)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
+    return kind(groups, weight_decay=options.weight_decay)
+
+
+def training_step(
+    network: SegmentationNet, optimizer: torch.optim.Optimizer, clip: float, precision: str, image: Tensor,
+    label: Tensor,
+) -> float:
+    """Cross entropy of uint8 images (B, 3, H, W) and labels (B, H, W), one update, the loss as a number."""
+    optimizer.zero_grad()
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        loss = F.cross_entropy(logits(network, image.float() / 255), label.long(), ignore_index=VOID)
+    loss.backward()
+    if clip:
+        nn.utils.clip_grad_norm_(network.parameters(), clip)
+    optimizer.step()
+    return loss.item()
+
+
+# Depth
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """clamp((1 - SSIM) / 2, 0, 1) over 3x3 windows, (B, C, H, W)."""
+    a, b = F.pad(a, (1, 1, 1, 1), mode="reflect"), F.pad(b, (1, 1, 1, 1), mode="reflect")
+    mean_a, mean_b = F.avg_pool2d(a, 3, 1), F.avg_pool2d(b, 3, 1)
+    variance_a = F.avg_pool2d(a * a, 3, 1) - mean_a**2
+    variance_b = F.avg_pool2d(b * b, 3, 1) - mean_b**2
+    covariance = F.avg_pool2d(a * b, 3, 1) - mean_a * mean_b
+    numerator = (2 * mean_a * mean_b + 0.01**2) * (2 * covariance + 0.03**2)
+    denominator = (mean_a**2 + mean_b**2 + 0.01**2) * (variance_a + variance_b + 0.03**2)
+    return ((1 - numerator / denominator) / 2).clamp(0, 1)
+
+
+def photometric(a: Tensor, b: Tensor) -> Tensor:
+    """0.85 SSIM distance + 0.15 absolute difference, (B, 1, H, W)."""
+    return 0.85 * ssim(a, b).mean(1, True) + 0.15 * (a - b).abs().mean(1, True)
+
+
+def warp(image: Tensor, depth: Tensor, k: Tensor, transform: Tensor) -> Tensor:
+    """The image seen through depth: back-project each pixel, move it, project it, look it up."""
+    batch, _, height, width = depth.shape
+    like = {"dtype": depth.dtype, "device": depth.device}
+    y, x = torch.meshgrid(torch.arange(height, **like), torch.arange(width, **like), indexing="ij")
+    pixels = torch.stack([x.flatten(), y.flatten(), torch.ones(height * width, **like)])
+    points = depth.view(batch, 1, -1) * (torch.linalg.pinv(k) @ pixels)
+    points = torch.cat([points, torch.ones(batch, 1, height * width, **like)], 1)
+    projected = k @ transform[:, :3] @ points
+    uv = (projected[:, :2] / (projected[:, 2:] + 1e-7)).view(batch, 2, height, width).permute(0, 2, 3, 1)
+    grid = torch.stack([(uv[..., 0] / (width - 1) - 0.5) * 2, (uv[..., 1] / (height - 1) - 0.5) * 2], -1)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+def monodepth_loss(
+    disparities: dict[int, Tensor], target: Tensor, sources: dict[int, Tensor], transforms: dict[int, Tensor],
+    k: Tensor, generator: torch.Generator,
+) -> Tensor:
+    """The depth loss of Three Ways, term by term and scale by scale (section 5 of the reference's description).
+
+    disparities: scale -> (B, 1, h, w); target, sources: (B, 3, H, W) in [0, 1]; transforms: (B, 4, 4); k: (3, 3).
+    """
+    total = 0.0
+    for scale, disparity in disparities.items():
+        full = F.interpolate(disparity, size=target.shape[-2:], mode="bilinear", align_corners=False)
+        depth = 1 / (1 / 100 + (1 / 0.1 - 1 / 100) * full)
+        warped = [photometric(warp(sources[o], depth, k, transforms[o]), target) for o in sources]
+        identity = torch.cat([photometric(sources[o], target) for o in sources], 1)
+        noise = torch.randn(identity.shape, generator=generator, device=generator.device, dtype=identity.dtype)
+        identity = identity + 1e-5 * noise.to(identity.device)
+        reprojection = torch.cat([identity, *warped], 1).min(1).values.mean()
+
+        image = F.interpolate(target, size=disparity.shape[-2:], mode="area")
+        normalised = disparity / (disparity.mean((2, 3), True) + 1e-7)
+        smooth_x = (normalised[..., :-1] - normalised[..., 1:]).abs()
+        smooth_y = (normalised[..., :-1, :] - normalised[..., 1:, :]).abs()
+        smooth_x = smooth_x * torch.exp(-(image[..., :-1] - image[..., 1:]).abs().mean(1, True))
+        smooth_y = smooth_y * torch.exp(-(image[..., :-1, :] - image[..., 1:, :]).abs().mean(1, True))
+        total = total + reprojection + 1e-3 / 2**scale * (smooth_x.mean() + smooth_y.mean())
+    return total / len(disparities)
+
+
+# Selection
+
+
+def distances(features: np.ndarray, rows: Sequence[int]) -> np.ndarray:
+    """Euclidean distances of the frames `rows` to all frames, (len(rows), N): the double loop."""
+    result = np.zeros((len(rows), len(features)))
+    for i, row in enumerate(rows):
+        for j in range(len(features)):
+            result[i, j] = np.linalg.norm(features[row] - features[j])
+    return result
+
+
+def farthest_point(distance: np.ndarray, chosen: Sequence[int], add: int) -> list[int]:
+    """`add` frames, each the one farthest from all chosen before it; every round looks at all of them again."""
+    chosen = list(chosen)
+    for _ in range(add):
+        nearest = distance[chosen].min(0)
+        nearest[chosen] = -np.inf
+        chosen.append(int(nearest.argmax()))
+    return chosen[-add:]
+
+
+# Evaluation
+
+
+def confusion_matrix(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
+    """int64 (C, C), rows = true class: class by class."""
+    result = np.zeros((classes, classes), np.int64)
+    for true in range(classes):
+        predicted = prediction[label == true]
+        for guess in range(classes):
+            result[true, guess] = (predicted == guess).sum()
+    return result
+
+
+def evaluate(
+    network: SegmentationNet, files: Sequence[tuple[Path, Path]], classes: int, device: torch.device
+) -> np.ndarray:
+    """Confusion matrix of the network on (image, label) files, frame by frame."""
+    total = np.zeros((classes, classes), np.int64)
+    with torch.no_grad():
+        for image, label in files:
+            picture = np.array(Image.open(image).convert("RGB"))
+            tensor = torch.from_numpy(picture).permute(2, 0, 1).float() / 255
+            predicted = logits(network, tensor[None].contiguous().to(device)).argmax(1)[0].cpu().numpy()
+            total += confusion_matrix(predicted, np.array(Image.open(label)), classes)
+    return total
