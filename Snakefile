@@ -2,7 +2,7 @@
 # Commands, dependencies and outputs stand in dvc.yaml alone; see docs/engines.md.
 import sys
 
-sys.path.insert(0, str(workflow.basedir) + "/src")
+sys.path.insert(0, "src")
 from semivid.errors import UserError
 from semivid.pipeline.bridge import is_folder, read_stages, write_stamps
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import fcntl
 import json
 import logging
@@ -15,7 +16,8 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
+from typing import NoReturn
 
 from semivid.errors import UserError
 from semivid.pipeline.artifacts import write_json
@@ -28,10 +30,12 @@ PR_SET_PDEATHSIG = 1
 class Stage:
     """One run of one pipeline stage.
 
-    `name` is DVC's name of it (``train@supervised-random-12-7``), `run` the part behind the @, `args` its matrix values, `params` the
-    declared parts of params.yaml and nothing else (``stage.params.data.frames``, ``stage.params.train``),
-    `work` a folder outside the declared outputs for files to resume from, `settings` all parameters and arguments as a
-    text, `workers` how many processes it may start.
+    name      DVC's name of it (``train@supervised-random-12-7``); run: the part behind the @
+    args      its matrix values
+    params    the declared parts of params.yaml and nothing else (``stage.params.data.frames``)
+    settings  all parameters and arguments as a text
+    work      a folder outside the declared outputs, for files to resume from
+    workers   how many processes it may start
     """
 
     def __init__(self, name: str, args: SimpleNamespace, params: dict) -> None:
@@ -74,17 +78,18 @@ def _lock(name: str):
     path.parent.mkdir(parents=True, exist_ok=True)
     file = open(path, "w")  # noqa: SIM115  (held until the process ends)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # lockf, not flock: a child that outlives a killed stage must not go on holding its lock.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         print(f"{name}: another process is running this stage here; waiting for it", file=sys.stderr)
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.lockf(file, fcntl.LOCK_EX)
     return file
 
 
 def _set_up_log(name: str) -> None:
     path = Path("logs") / f"{name}.log"
     path.parent.mkdir(exist_ok=True)
-    to_file = logging.FileHandler(path, mode="w")
+    to_file = logging.FileHandler(path, mode="w", encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     to_terminal = logging.StreamHandler(sys.stderr)
     to_terminal.setFormatter(logging.Formatter(f"[{name}] %(message)s"))
@@ -99,7 +104,8 @@ def run_stage(main: Callable[[Stage], None], keys: list[str], arguments: dict[st
     keys       dotted keys of params.yaml that the stage reads: the same as in its dvc.yaml entry. ``{criterion}``
                stands for the argument of that name.
     arguments  matrix values, as ``--name value`` with their types, in DVC's order.
-    Exit codes: 0 done, 2 bad input (one line, no traceback), 143 stopped by SIGTERM, 1 a bug (traceback).
+    Exit codes: 0 done, 2 bad input (one line, no traceback), 143 stopped by SIGTERM, 130 by Ctrl-C, 1 a bug
+    (traceback, also in the log).
     """
     stem = Path(sys.argv[0]).stem
     parser = argparse.ArgumentParser(prog=stem, description=sys.modules["__main__"].__doc__)
@@ -110,42 +116,61 @@ def run_stage(main: Callable[[Stage], None], keys: list[str], arguments: dict[st
     values = {n: getattr(args, n) for n in arguments or {}}
     name = stem + ("@" + "-".join(map(str, values.values())) if values else "")
     _die_with_parent()
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    for stopping in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(stopping, _on_stop)
     try:
-        params = pick(read_params(), tuple(k.format(**values) for k in keys))
         lock = _lock(name)
+        params = pick(read_params(), tuple(k.format(**values) for k in keys))
         _set_up_log(name)
         start = time.perf_counter()
         main(Stage(name, SimpleNamespace(**values), params))
         _record_cost(name, time.perf_counter() - start)
         lock.close()
     except UserError as error:
-        if args.debug:
-            traceback.print_exc()
-        for line in str(error).splitlines():
-            (log.error if log.handlers else lambda m: print(m, file=sys.stderr))(f"error: {line}")
-        raise SystemExit(2) from None
+        _refuse(str(error), args.debug)
     except OSError as error:
-        if args.debug or error.filename is None:
-            raise
-        (log.error if log.handlers else lambda m: print(m, file=sys.stderr))(
-            f"error: {error.filename}: {error.strerror}; check that the path exists, is writable and has space left"
-        )
-        raise SystemExit(2) from None
+        if error.filename is not None:
+            advice = "check that the path exists, is writable and has space left"
+            _refuse(f"{error.filename}: {error.strerror}; {advice}", args.debug)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            _refuse(f"{error.strerror}; free space on the disk of {Path.cwd()}", args.debug)
+        _log_bug()
+        raise
+    except Exception:
+        _log_bug()
+        raise
 
 
-def _on_sigterm(signum, frame) -> None:
-    """Unwind, so that temporaries are removed and a training loop can save its state; exit code 143."""
-    raise SystemExit(143)
+def _refuse(message: str, debug: bool) -> NoReturn:
+    """End with exit code 2 and one line per fault."""
+    if debug:
+        traceback.print_exc()
+    for line in message.splitlines():
+        (log.error if log.handlers else lambda m: print(m, file=sys.stderr))(f"error: {line}")
+    raise SystemExit(2) from None
+
+
+def _log_bug() -> None:
+    """Keep the traceback in the log file too; Python itself prints it to the terminal."""
+    for handler in log.handlers[:1]:
+        handler.emit(log.makeRecord(log.name, logging.ERROR, __file__, 0, traceback.format_exc(), (), None))
+
+
+def _on_stop(signum: int, frame: FrameType | None) -> None:
+    """Unwind, so that temporaries are removed and a training loop can save its state; exit code 143 or 130."""
+    raise SystemExit(128 + signum)
 
 
 def _record_cost(name: str, seconds: float) -> None:
-    """Keep time and peak memory of the last run of each stage (for planning; not an output)."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
+    """Keep time and peak memory of the last run of each stage (for planning; not an output).
+
+    cpu_seconds includes worker processes; peak_mb is that of the largest single process.
+    """
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cost = {
         "seconds": round(seconds, 2),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 2),
-        "peak_mb": round(usage.ru_maxrss / 1024),
+        "cpu_seconds": round(sum(u.ru_utime + u.ru_stime for u in usages), 2),
+        "peak_mb": round(max(u.ru_maxrss for u in usages) / 1024),
     }
     write_json(Path(".work/costs") / f"{name}.json", cost)
     log.info("done: %s", json.dumps(cost))
