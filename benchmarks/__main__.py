@@ -46,7 +46,7 @@ def measure(quick: bool, threads: int) -> tuple[dict[str, str], list[Row]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition(":")[0])
-    parser.add_argument("--quick", action="store_true", help="the default preset alone, few repeats")
+    parser.add_argument("--quick", action="store_true", help="the default preset alone in float32, few repeats")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).resolve().parent, help="folder of results.md and results.json"

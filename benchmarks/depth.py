@@ -21,7 +21,7 @@ class Inputs:
 
         def smooth(channels: int, height: int, width: int) -> torch.Tensor:
             """Random blobs in [0, 1): neighbouring pixels are alike, as in pictures."""
-            coarse = torch.rand(batch, channels, height // 8, width // 8, generator=generator, dtype=dtype)
+            coarse = torch.rand(batch, channels, -(-height // 8), -(-width // 8), generator=generator, dtype=dtype)
             return torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear").to(device)
 
         self.target = smooth(3, height, width)

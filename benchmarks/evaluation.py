@@ -72,7 +72,7 @@ def run(case: str, folder: Path, threads: int, quick: bool) -> Row:
 
     seconds = alternate({PLAIN: plainly, "semivid": semividly}, rounds=2 if quick else 5, threads=threads)
     moved = np.abs(results[PLAIN] - results["semivid"]).sum() / 2 / results[PLAIN].sum()
-    agreement = f"{require(float(moved), LIMIT, 'evaluations')} of the pixels"
+    agreement = require(float(moved), LIMIT, "evaluations", "of the pixels")
     (width, height), encoder = params.frames.size, params.network.encoder
     name = f"{case} ({encoder}), whole frames {width}x{height}"
     return rate(GROUP, name, seconds[PLAIN], len(frames), seconds["semivid"], len(frames), agreement)

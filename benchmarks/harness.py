@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from multiprocessing import get_context
 
@@ -132,16 +132,14 @@ def rate(
     per_frame = lower_is_better(
         group, case, "frames/s", [s / plain_count for s in plain], [s / count for s in semivid], agreement
     )
-    return Row(
-        **{**per_frame.__dict__, "plain": 1 / per_frame.plain, "semivid": 1 / per_frame.semivid}
-    )
+    return replace(per_frame, plain=1 / per_frame.plain, semivid=1 / per_frame.semivid)
 
 
-def require(difference: float, limit: float, what: str) -> str:
+def require(difference: float, limit: float, what: str, unit: str = "") -> str:
     """The difference as text; AssertionError where it is beyond the limit, for then the ratio means nothing."""
     if not difference <= limit:
         raise AssertionError(f"{what}: plain and semivid differ by {difference:.3g}, more than {limit:.3g}")
-    return "equal" if difference == 0 else f"{difference:.1g}"
+    return "equal" if difference == 0 else f"{difference:.2g} {unit}".strip()
 
 
 def facts() -> dict[str, str]:

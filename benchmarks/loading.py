@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+import yaml
 
 from benchmarks import plain
 from benchmarks.cases import CLASSES, settings, source_size
 from benchmarks.harness import PLAIN, Row, alternate, rate, require
-from semivid.data.classes import VOID, read_class_file
 from semivid.data.index import Frame, read_index
 from semivid.data.prepare import prepare_frames, prepare_masks
 from semivid.data.readers import get_reader
@@ -58,8 +58,7 @@ class Loaders:
         self.frames = read_index(folder / "prepared/index.csv").select("train", labelled=True)
         reader = get_reader(_data(folder))
         self.sources = {f.name: (f.image, reader.mask(f)) for f in reader.frames("train")}
-        table = read_class_file(CLASSES)[1].table
-        self.ids = [int((table == train).nonzero()[0][0]) for train in range(int(table[table != VOID].max()) + 1)]
+        self.ids = [entry["ids"][0] for entry in yaml.safe_load(CLASSES.read_text())]
 
     def stream(self, store: FrameStore) -> Stream:
         """semivid's way; every frame at its own size, without random resizing."""
@@ -107,7 +106,7 @@ def run(case: str, folder: Path, threads: int, quick: bool) -> list[Row]:
     batch_size = loaders.params.train.batch_size
     once = max(1, FRAMES[case] // batch_size)  # steps that read every frame once
     often = once * (3 if quick else 10)
-    agreement = f"{require(loaders.grey_levels(once), GREY_LEVELS, 'frames')} grey levels (JPEG)"
+    agreement = require(loaders.grey_levels(once), GREY_LEVELS, "frames", "grey levels (JPEG)")
     store = FrameStore()
     seconds = alternate(
         {

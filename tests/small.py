@@ -1,6 +1,7 @@
 """A whole params.yaml of tiny sizes, for tests: the street preset's keys with values of its own."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import yaml
@@ -55,3 +56,49 @@ def _merge(block: dict, values: dict) -> dict:
 def small_params() -> dict:
     """A nest of dicts, to be changed at will."""
     return copy.deepcopy(_merge(_PRESET, _VALUES))
+
+
+def write_prepared(folder: Path, size=(64, 32), train=(4, 4), val=(3,), classes=3, unlabelled=0, disparity=False):
+    """A prepared data set of random pictures below `folder`, as the stages frames and masks leave it.
+
+    train, val: frames per sequence. unlabelled: how many of the last training frames have no mask. Masks follow the
+    pictures' colours, so that there is something to learn. Returns the index.
+    """
+    import cv2
+    import numpy as np
+
+    from semivid.data.cameras import Camera, write_cameras
+    from semivid.data.classes import Classes, write_classes
+    from semivid.data.index import Frame, read_index, write_index
+    from semivid.depth.disparity import write_disparity
+
+    rng = np.random.default_rng(0)
+    width, height = size
+    prepared = folder / "data/prepared"
+    frames = []
+    for split, counts in (("train", train), ("val", val)):
+        for sequence, count in enumerate(counts):
+            for position in range(count):
+                name = f"{split}{sequence}_{position:02d}"
+                image, label = prepared / f"images/{split}/{name}.png", prepared / f"labels/{split}/{name}.png"
+                image.parent.mkdir(parents=True, exist_ok=True)
+                label.parent.mkdir(parents=True, exist_ok=True)
+                coarse = rng.integers(0, classes, (height // 8, width // 8)).astype(np.uint8)
+                ids = cv2.resize(coarse, size, interpolation=cv2.INTER_NEAREST)
+                noise = rng.integers(0, 60, (height, width, 3))
+                cv2.imwrite(str(image), (ids[..., None] * (180 // classes) + noise).astype(np.uint8))
+                ids[:2] = 255
+                cv2.imwrite(str(label), ids)
+                frames.append(Frame(name, split, f"s{sequence}", position, image, "cam", label))
+                if disparity:
+                    write_disparity(folder / f"data/disparity/{split}/{name}.png", rng.random((height, width)))
+    for frame in [f for f in frames if f.split == "train"][sum(train) - unlabelled :]:
+        frame.label.unlink()
+        frames[frames.index(frame)] = dataclasses.replace(frame, label=None)
+    write_index(prepared / "frames.csv", frames, labels=False)
+    write_index(prepared / "index.csv", frames, labels=True)
+    camera = Camera.of_source(2.0 * width, 3.0 * width, width / 2 + 1, height / 2 - 2, 2 * width, 2 * height)
+    write_cameras(prepared / "cameras.json", {"cam": camera.resized(width, height)})
+    colours = np.array([[9 * i, 20 * i, 255 - i] for i in range(classes)], np.uint8)
+    write_classes(prepared / "classes.json", Classes(tuple(f"class{i}" for i in range(classes)), colours))
+    return read_index(prepared / "index.csv")

@@ -7,12 +7,13 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from semivid.data.streams import Stream, batches
+from semivid.errors import UserError
 from semivid.methods.base import Method
 from semivid.training.optim import set_rates
 from semivid.training.progress import Progress
@@ -49,14 +50,38 @@ def _resume(path: Path, method: Method, key: str) -> tuple[int, History, dict[st
     if not path.exists():
         return fresh
     state = load_resume(path)
+    if "key" not in state:
+        raise UserError(f"{path}: not a checkpoint of a training run; delete it to start afresh")
     if state["key"] != key:
         log.info("%s belongs to other parameters, inputs or sources: starting afresh", path)
         return fresh
     method.load_state_dict(state["networks"])
     for optimizer, saved in zip(method.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
+        _match_layouts(optimizer)
     log.info("resumed at step %d", state["step"])
     return state["step"], state["history"], state["sums"]
+
+
+def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
+    """Give loaded averages the memory layout of their weights, as a run without interruption has it.
+
+    Another layout takes other kernels, which are slower and may round differently.
+    """
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
+                values[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+def _refuse_nan(title: str, losses: Mapping[str, torch.Tensor], done: int) -> None:
+    """Raise UserError if a sum of losses is not finite: the weights are spoilt, and must not be saved."""
+    for name, value in losses.items():
+        if not torch.isfinite(value):
+            raise UserError(
+                f"{title}: {name} is {float(value)} at step {done} or shortly before; lower the learning rate or check "
+                "the inputs (the last good state is kept)"
+            )
 
 
 def fit(
@@ -80,19 +105,20 @@ def fit(
     Returns one row {"step": steps done, loss names..., evaluated names...} per evaluation and log interval.
     The result depends neither on `workers` nor on where the run was interrupted: every random draw is a
     function of (seed, purpose, step, position), dropout is reseeded per step, rates are functions of the step.
-    SIGTERM: the step in progress is finished, its state saved, exit code 143.
+    SIGTERM, Ctrl-C: the step in progress is finished, its state saved, exit code 143 or 130.
+    Raises UserError if a loss becomes infinite or not-a-number; the last good state stays in `work`.
     """
     checkpoint = work / "resume.safetensors"
     runtime.place(method)
     start, history, sums = _resume(checkpoint, method, key)
     sums = runtime.move(sums)
-    stop_asked = False
+    stop_asked = 0
 
-    def on_sigterm(signum, frame) -> None:
+    def on_stop(signum, frame) -> None:
         nonlocal stop_asked
-        stop_asked = True
+        stop_asked = signum
 
-    previous_handler = signal.signal(signal.SIGTERM, on_sigterm)
+    previous_handlers = {number: signal.signal(number, on_stop) for number in (signal.SIGTERM, signal.SIGINT)}
     log_every = max(1, iterations // 50)
     last_saved = time.monotonic()
     progress = Progress(title, start, iterations)
@@ -110,6 +136,7 @@ def fit(
             last = done == iterations
             row: dict[str, float] = {}
             if done % log_every == 0 or last:
+                _refuse_nan(title, sums, done)
                 since = done % log_every or log_every
                 row |= {k: float(v) / since for k, v in sums.items()}
                 sums = {}
@@ -121,6 +148,7 @@ def fit(
                 history.append({"step": done, **row})
             progress.advance(done, row)
             if not last and (stop_asked or time.monotonic() - last_saved > CHECKPOINT_SECONDS):
+                _refuse_nan(title, sums, done)
                 state = {
                     "key": key,
                     "step": done,
@@ -133,9 +161,10 @@ def fit(
                 last_saved = time.monotonic()
             if stop_asked and not last:
                 log.info("stopped at step %d on request; the same command continues", done)
-                raise SystemExit(143)
+                raise SystemExit(128 + stop_asked)
     finally:
-        signal.signal(signal.SIGTERM, previous_handler)
+        for number, handler in previous_handlers.items():
+            signal.signal(number, handler)
         progress.close()
     return history
 

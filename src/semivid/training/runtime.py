@@ -14,6 +14,8 @@ class Runtime:
         """`precision`: float32, or bfloat16 for autocast."""
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # That would also fill every new tensor with NaN, a debugging aid that costs a tenth of a step.
+        torch.utils.deterministic.fill_uninitialized_memory = False
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.precision = precision
 
