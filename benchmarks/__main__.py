@@ -23,24 +23,24 @@ def measure(quick: bool, threads: int) -> tuple[dict[str, str], list[Row]]:
 
         def group(function: str, *args) -> None:
             """Run it in the common process and keep its rows."""
-            result = process.call(function, *args, threads, quick)
+            result = process.call(function, *args)
             rows.extend(result if isinstance(result, list) else [result])
 
         folders = {case: Path(temporary) / case for case in cases}
         for case, folder in folders.items():
             process.call("loading.generate", case, folder)
-            group("loading.run", case, folder)
+            group("loading.run", case, folder, threads, quick)
         for case in cases:
             rows += training.run(case, threads, quick)
         for case in cases:
-            group("depth.run", case)
-        group("selection.run")
+            group("depth.run", case, threads)
+        group("selection.run", threads, quick)
         for case in cases:
             # The large network takes half a minute per round without a GPU.
             if gpu or case != "cityscapes":
-                group("evaluation.run", case, folders[case])
+                group("evaluation.run", case, folders[case], threads, quick)
         for case in cases:
-            group("evaluation.count", case)
+            group("evaluation.count", case, threads)
     return run_facts, rows
 
 

@@ -10,6 +10,7 @@ from benchmarks.harness import PLAIN, Row, alternate, lower_is_better, require
 from semivid.depth.losses import monodepth_loss
 
 LIMIT = 1e-5
+ROUNDS = {"street": 3, "camvid": 3, "cityscapes": 1}
 OFFSETS = (-1, 1)
 
 
@@ -64,7 +65,7 @@ class Inputs:
         return float(max(apart))
 
 
-def run(case: str, threads: int, quick: bool) -> Row:
+def run(case: str, threads: int) -> Row:
     """Seconds of the loss and its gradients at the size of depth pretraining."""
     options = settings(case).depth_pretrain
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -77,7 +78,7 @@ def run(case: str, threads: int, quick: bool) -> Row:
             PLAIN: lambda: torch.autograd.grad(inputs.plain(), inputs.leaves()),
             "semivid": lambda: torch.autograd.grad(inputs.semivid(), inputs.leaves()),
         },
-        rounds=2 if quick else 3, threads=threads,
+        rounds=ROUNDS[case], threads=threads,
     )
     name = f"{case}, {options.batch_size} of {options.crop[0]}x{options.crop[1]}, forward and backward"
     return lower_is_better("Depth loss", name, "s", *seconds.values(), agreement)

@@ -23,7 +23,7 @@ GROUP = "Evaluation"
 LIMIT = 1e-3  # share of pixels that rounding may move to another class
 
 
-def count(case: str, threads: int, quick: bool) -> Row:
+def count(case: str, threads: int) -> Row:
     """Confusion matrix of one frame."""
     classes, (width, height) = 19, settings(case).frames.size
     rng = np.random.default_rng(0)
@@ -34,7 +34,7 @@ def count(case: str, threads: int, quick: bool) -> Row:
         plain.confusion_matrix(prediction, label, classes), confusion_matrix(prediction, label, classes)
     )
     agreement = require(float(not same), 0.0, "confusion matrices")
-    repeats = 3 if quick else 10
+    repeats = 10
     seconds = alternate(
         {
             PLAIN: lambda: [plain.confusion_matrix(prediction, label, classes) for _ in range(repeats)],

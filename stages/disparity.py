@@ -10,6 +10,7 @@ from semivid.data.index import read_index
 from semivid.data.store import FrameStore
 from semivid.depth.disparity import write_disparity
 from semivid.depth.networks import build_depth_model
+from semivid.errors import UserError
 from semivid.evaluation.inference import whole_frames
 from semivid.models.checkpoints import load_parts
 from semivid.pipeline.artifacts import replacing
@@ -28,15 +29,15 @@ def main(stage: Stage) -> None:
     load_parts(model.parts(), "models/depth_finetune")
     runtime.place(model).eval()
     frames = read_index(Path("data/prepared/index.csv")).select(labelled=None if options.frames == "all" else True)
+    if not any(frame.split == "train" for frame in frames):
+        raise UserError("no training frame has a mask; check `data.masks`, or set `disparity.frames` to all")
     pooled, names, level = [], [], options.feature_level
     grid = (options.feature_pool, 2 * options.feature_pool)
     progress = Progress(stage.name, 0, len(frames))
     with replacing("data/disparity") as out, replacing("data/features.safetensors") as features, torch.no_grad():
         for chunk, images in whole_frames(frames, FrameStore(), BATCH, runtime):
             output = model(images, scales=(0,), levels=(level,))
-            maps = pool_features(
-                output["features"][level].cpu().numpy(), (options.feature_pool, 2 * options.feature_pool)
-            )
+            maps = pool_features(output["features"][level].cpu().numpy(), grid)
             for frame, disparity, pool in zip(chunk, output["disp"][0][:, 0].cpu().numpy(), maps, strict=True):
                 write_disparity(out / frame.split / f"{frame.frame}.png", disparity, options.bits)
                 if frame.split == "train":

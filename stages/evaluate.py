@@ -42,7 +42,7 @@ def main(stage: Stage) -> None:
         out.mkdir()
         for frame, predicted in segment(predict, frames, store, p.evaluate.batch_size, runtime):
             confusion += confusion_matrix(predicted, store.label(frame), len(classes.names))
-            cv2.imwrite(str(out / f"{frame.frame}.png"), predicted)
+            (out / f"{frame.frame}.png").write_bytes(cv2.imencode(".png", predicted)[1])
     selection = Path(f"splits/selected/{args.selection}-{args.seed}.txt")
     protocol = {
         "data": p.data.name,

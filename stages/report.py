@@ -6,6 +6,7 @@ from pathlib import Path
 from semivid.data.index import read_classes, read_index
 from semivid.evaluation.report import build_report
 from semivid.evaluation.tables import read_runs, table_cells
+from semivid.pipeline.bridge import remove_orphans
 from semivid.pipeline.stage import Stage, run_stage
 from semivid.selection.lists import first_labels
 
@@ -14,6 +15,7 @@ PREPARED = Path("data/prepared")
 
 def main(stage: Stage) -> None:
     t = stage.params.table3
+    remove_orphans()  # before DVC takes the state of results/runs down
     runs = read_runs(
         Path(f"results/runs/{t.method}-{row}-{n}-{seed}.json") for row, n, seed in product(t.rows, t.labels, t.seeds)
     )

@@ -19,7 +19,8 @@ def main(stage: Stage) -> None:
     distance = distance_matrix(normalise_features(features))
     start = random_order(len(names), getattr(stage.params.table3.list_seeds, str(seed)))[0]
     added, distances = farthest_point(distance, [start], wanted - 1)
-    log.info("distances from %.4g down to %.4g", distances[0], distances[-1])
+    if distances:
+        log.info("distances from %.4g down to %.4g", distances[0], distances[-1])
     write_selection(Path(f"splits/selected/{criterion}-{seed}.txt"), [names[i] for i in [start, *added]])
 
 

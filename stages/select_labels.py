@@ -12,12 +12,14 @@ from semivid.selection.student import EntropyStudent, grow
 from semivid.selection.uncertainty import highest
 from semivid.training.loop import fingerprint
 
+PREPARED = Path("data/prepared")
+
 
 def main(stage: Stage) -> None:
     criterion, seed = stage.args.criterion, stage.args.seed
     options = getattr(stage.params.select, criterion)
     list_seed = getattr(stage.params.table3.list_seeds, str(seed))
-    frames = read_index(Path("data/prepared/index.csv")).select("train", labelled=True)
+    frames = read_index(PREPARED / "index.csv").select("train", labelled=True)
 
     def choose(scores, chosen, add):
         return highest(scores, [i for i in range(len(frames)) if i not in set(chosen)], add)
@@ -29,13 +31,13 @@ def main(stage: Stage) -> None:
         random_order(len(frames), list_seed)[: options.steps[0]],
         choose,
         store=FrameStore(),
-        num_classes=len(read_classes(Path("data/prepared/classes.json")).names),
+        num_classes=len(read_classes(PREPARED / "classes.json").names),
         seed=list_seed,
         work=stage.work,
-        key=fingerprint(stage.settings, ["data/prepared/images", "data/prepared/labels"]),
+        key=fingerprint(stage.settings, [PREPARED / n for n in ("images", "labels", "index.csv", "classes.json")]),
     )
     write_selection(Path(f"splits/selected/{criterion}-{seed}.txt"), [frames[i].frame for i in chosen])
-    shutil.rmtree(stage.work)
+    shutil.rmtree(stage.work, ignore_errors=True)  # absent if a single step needed no student
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main(stage: Stage) -> None:
         def choose(scores, chosen, add):
             return farthest_point(add_uncertainty(distance, scores, chosen, options.bias), chosen, add)[0]
 
-    inputs = ["data/prepared/images", "data/disparity", "data/features.safetensors"]
+    inputs = ["data/prepared/images", "data/prepared/frames.csv", "data/disparity", "data/features.safetensors"]
     chosen = grow(
         DepthStudent,
         options,
@@ -49,7 +49,7 @@ def main(stage: Stage) -> None:
         key=fingerprint(stage.settings, inputs),
     )
     write_selection(Path(f"splits/selected/{criterion}-{seed}.txt"), [names[i] for i in chosen])
-    shutil.rmtree(stage.work)
+    shutil.rmtree(stage.work, ignore_errors=True)  # absent if a single step needed no student
 
 
 if __name__ == "__main__":

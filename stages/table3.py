@@ -4,11 +4,13 @@ from itertools import product
 from pathlib import Path
 
 from semivid.evaluation.tables import read_runs, table_cells, write_tables
+from semivid.pipeline.bridge import remove_orphans
 from semivid.pipeline.stage import Stage, run_stage
 
 
 def main(stage: Stage) -> None:
     t = stage.params.table3
+    remove_orphans()  # before DVC takes the state of results/runs down
     cells = product(t.rows, t.labels, t.seeds)
     runs = read_runs(Path(f"results/runs/{t.method}-{row}-{labels}-{seed}.json") for row, labels, seed in cells)
     write_tables(Path("results"), table_cells(runs, t.method, t.rows, t.labels, t.seeds), runs)

@@ -29,7 +29,8 @@ def main(stage: Stage) -> None:
     runtime = Runtime(options.threads, options.precision)
     classes, index, store = read_classes(PREPARED / "classes.json"), read_index(PREPARED / "index.csv"), FrameStore()
     selection = Path(f"splits/selected/{args.selection}-{args.seed}.txt")
-    labelled = [index.by_name[n] for n in first_labels(selection, args.labels, set(index.by_name))]
+    candidates = {f.frame for f in index.select("train")}  # never a validation frame, whatever the list says
+    labelled = [index.by_name[n] for n in first_labels(selection, args.labels, candidates)]
     log.info("%s on %d labelled frames", args.method, len(labelled))
 
     torch.manual_seed(torch_seed(args.seed, "network"))

@@ -11,7 +11,7 @@ _PRESET = yaml.safe_load((ROOT / "presets/street.yaml").read_text())
 _NETWORK = {
     "encoder": "tf_efficientnet_lite0",
     "weights": "none",
-    "dilated": False,
+    "dilated": True,  # 64 x 32 pixels are too small for stride 32
     "channels": [4, 4, 8, 8, 8],
     "batch_norm": True,
     "aspp_rates": [],

@@ -8,12 +8,14 @@ new content makes Snakemake run the rule, an old time of change makes it leave t
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from ruamel.yaml import YAML
 
 from semivid.errors import UserError
 
@@ -66,6 +68,8 @@ def read_stages(check: bool) -> list[DvcStage]:
     try:
         repo = Repo(".")
         graph = repo.index.graph  # an edge leads from a stage to one it depends on
+        if check:
+            remove_orphans(repo)
         changed = repo.status() if check else {}
     except DvcException as error:
         raise UserError(f"dvc: {' '.join(str(error).split())}") from None
@@ -93,6 +97,29 @@ def read_stages(check: bool) -> list[DvcStage]:
     for stage in graph:
         visit(stage)
     return list(stages.values())
+
+
+def remove_orphans(repo: Repo | None = None) -> list[str]:
+    """Delete outputs of stages that dvc.yaml no longer makes (a seed or a label count taken out); returns the paths.
+
+    Some stages read a folder that many others write into (results/runs). A file left over there would count as a
+    change of that folder, and a fresh clone, which has no left-overs, would disagree. Only what dvc.lock records is
+    deleted; DVC's run cache brings it back when the stage returns.
+    """
+    repo = repo or Repo(".")
+    lock = Path("dvc.lock")
+    if not lock.exists():
+        return []
+    recorded = YAML(typ="safe").load(lock.read_text()) or {}
+    present = {s.addressing for s in repo.index.stages}
+    wanted = {_path(o) for s in repo.index.stages for o in s.outs}
+    removed = []
+    for name, entry in recorded.get("stages", {}).items():
+        for path in [o["path"] for o in entry.get("outs", []) if name not in present]:
+            if path not in wanted and Path(path).exists():
+                shutil.rmtree(path) if Path(path).is_dir() else Path(path).unlink()
+                removed.append(path)
+    return removed
 
 
 def _overlap(a: str, b: str) -> bool:

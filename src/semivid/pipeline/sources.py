@@ -20,20 +20,30 @@ def _files_of(name: str, package: Path) -> set[Path]:
     return {c for c in candidates[1:] if c.is_file()}
 
 
+def _absolute(node: ast.ImportFrom, file: Path, package: Path) -> str:
+    """The module of a `from ... import`, the leading dots of a relative one resolved."""
+    if node.level == 0:
+        return node.module or ""
+    above = (package.name, *file.relative_to(package).parts[:-1])
+    return ".".join([*above[: len(above) - node.level + 1], *([node.module] if node.module else [])])
+
+
 def imports_of(script: Path, package: Path = Path("src/semivid")) -> set[Path]:
     """All non-empty files of the package that `script` imports, directly or not, lazily or not, less the plumbing."""
     found: set[Path] = set()
     queue = [script]
     while queue:
-        for node in ast.walk(ast.parse(queue.pop().read_text())):
+        file = queue.pop()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names: list[str] = []
             if isinstance(node, ast.Import):
                 names = [a.name for a in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-                names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+            elif isinstance(node, ast.ImportFrom):
+                module = _absolute(node, file, package)
+                names = [module, *(f"{module}.{a.name}" for a in node.names)]
             for name in names:
-                for file in _files_of(name, package) - found:
-                    if file.stat().st_size and not str(file.relative_to(package)).startswith(PLUMBING):
-                        found.add(file)
-                        queue.append(file)
+                for imported in _files_of(name, package) - found:
+                    if imported.stat().st_size and not str(imported.relative_to(package)).startswith(PLUMBING):
+                        found.add(imported)
+                        queue.append(imported)
     return found
