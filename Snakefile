@@ -4,7 +4,13 @@ import sys
 
 sys.path.insert(0, "src")
 from semivid.errors import UserError
-from semivid.pipeline.bridge import is_folder, read_stages, write_stamps
+from semivid.pipeline.bridge import (
+    hold_engine_lock,
+    is_folder,
+    read_stages,
+    remove_orphans,
+    write_stamps,
+)
 
 try:
     STAGES = read_stages(check=workflow.is_main_process)
@@ -12,6 +18,14 @@ except UserError as error:
     raise WorkflowError(str(error))
 if workflow.is_main_process:
     write_stamps(STAGES)
+
+
+onstart:  # not in a dry run, which must change nothing
+    try:
+        hold_engine_lock()
+    except UserError as error:
+        raise WorkflowError(str(error))
+    remove_orphans()
 
 
 rule all:

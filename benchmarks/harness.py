@@ -20,19 +20,19 @@ class Row:
     """One line of the table; `plain` and `semivid` in `unit` (median of the rounds).
 
     ratio: how many times better semivid is (faster, or smaller): the median over the rounds of plain and
-    semivid measured one right after the other; low, high: its range. None: there is no plain version.
-    agreement: how far the results of both are apart.
+    semivid measured one right after the other; low, high: its range. agreement: how far the results of both
+    are apart.
     """
 
     group: str
     case: str
     unit: str
-    plain: float | None
+    plain: float
     semivid: float
-    ratio: float | None = None
-    low: float | None = None
-    high: float | None = None
-    agreement: str = ""
+    ratio: float
+    low: float
+    high: float
+    agreement: str
 
 
 class Fresh:
@@ -176,10 +176,8 @@ def facts() -> dict[str, str]:
     }
 
 
-def number(value: float | None) -> str:
+def number(value: float) -> str:
     """Three significant digits."""
-    if value is None:
-        return "-"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}".rstrip(".")
 
 
@@ -189,15 +187,16 @@ def markdown(rows: Sequence[Row], run_facts: dict[str, str], command: str) -> st
         "# Benchmarks", "",
         f"Written by `{command}`; results.json holds the same. Both versions of a row ran in turns in one run on "
         "one machine. Ratio: how many times faster, or smaller, semivid is (median of the rounds; range in "
-        "brackets). Difference: how far the results of both lie apart. With one thread and no GPU the seconds are "
-        "processor time, so that other programs disturb less. Only ratios carry over to other machines.",
+        "brackets, if there were several). Difference: how far the results of both lie apart. With one thread "
+        "and no GPU the seconds are processor time, so that other programs disturb less. Only ratios carry over "
+        "to other machines.",
         "", ", ".join(f"{name}: {value}" for name, value in run_facts.items()), "",
     ]
     for group in dict.fromkeys(row.group for row in rows):
         lines += [f"## {group}", "", "| case | unit | plain | semivid | ratio | difference |",
                   "|---|---|--:|--:|--:|---|"]
         for row in (r for r in rows if r.group == group):
-            ratio = "-" if row.ratio is None else f"{number(row.ratio)} ({number(row.low)}-{number(row.high)})"
+            ratio = number(row.ratio) + (f" ({number(row.low)}-{number(row.high)})" if row.low < row.high else "")
             lines.append(
                 f"| {row.case} | {row.unit} | {number(row.plain)} | {number(row.semivid)} | {ratio} | {row.agreement} |"
             )

@@ -19,7 +19,7 @@ from semivid.data.street.write import render_dataset
 from semivid.training.rng import generator
 from semivid.training.runtime import as_float
 
-FRAMES = {"street": 8, "camvid": 8, "cityscapes": 4}
+FRAMES = {"street": 8, "camvid": 8, "cityscapes": 2}
 GREY_LEVELS = 2.0  # mean difference that JPEG may make
 STREAM, SEED = "labelled", 0
 
@@ -114,7 +114,7 @@ def run(case: str, folder: Path, threads: int, quick: bool) -> list[Row]:
             "cold": lambda: loaders.semivid(FrameStore(), once),
             "warm": lambda: loaders.semivid(store, often),
         },
-        rounds=2 if quick else 5, threads=threads,
+        rounds=2 if quick else 4, threads=threads,
     )
     (width, height), (crop_width, crop_height) = loaders.params.frames.size, loaders.params.train.crop
     size = f"{case}, {width}x{height}" + (

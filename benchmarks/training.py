@@ -25,7 +25,7 @@ class Loop:
         from benchmarks import plain
         from semivid.models.segmentation import build_segmentation_net
 
-        self.torch, self.precision, params = torch, precision, settings(case)
+        self.torch, params = torch, settings(case)
         options, self.train = params.methods.supervised, params.train
         device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(0)
@@ -50,7 +50,7 @@ class Loop:
             self.update = lambda image, label: method.training_step(
                 runtime.move({"labelled": {"image": image, "label": label}}), 0
             )["cross_entropy"]
-        self.network, self.batch = network, self._batch(*self.train.crop)
+        self.batch = self._batch(*self.train.crop)
 
     def _batch(self, width: int, height: int) -> tuple:
         """uint8 images (B, 3, H, W) and labels (B, H, W), the same in every process."""
@@ -61,16 +61,12 @@ class Loop:
         return image, self.torch.randint(0, CLASSES, shape, **draw)
 
     def small_steps(self) -> list[float]:
-        """Losses of two steps on small images and, in float32, the norm of the first gradient.
+        """The losses of two steps on small images: a warm-up, and a sign that both versions learn alike.
 
-        A warm-up, and the proof that both versions learn alike. Gradients in bfloat16 are too coarse for it.
+        Their gradients are compared in tests/, in double precision: here rounding moves them by percents.
         """
         batch = self._batch(SMALL, SMALL)
-        found = [float(self.update(*batch))]
-        if self.precision == "float32":
-            norms = [p.grad.norm() for p in self.network.parameters() if p.grad is not None]
-            found.append(float(self.torch.stack(norms).norm()))
-        return [*found, float(self.update(*batch))]
+        return [float(self.update(*batch)) for _ in range(2)]
 
     def step(self) -> float:
         """Seconds of one step."""
@@ -123,7 +119,7 @@ def run(case: str, threads: int, quick: bool) -> list[Row]:
             started = {v: p.submit("training.start", v, case, precision, threads) for v, p in processes.items()}
             libraries, on_gpu, learnt = zip(*(f.result() for f in started.values()), strict=True)
             difference = max(abs(a - b) / abs(a) for a, b in zip(*learnt, strict=True))
-            agreement = require(difference, LIMITS[precision], f"{case} {precision} steps", "of the value")
+            agreement = require(difference, LIMITS[precision], f"{case} {precision} steps", "of the loss")
             rounds = ROUNDS_GPU if on_gpu[0] else 2 if quick else ROUNDS[case]
             if rounds > 1:  # a single step takes so long that its warm-up is no matter
                 for process in processes.values():

@@ -15,6 +15,7 @@ def main(stage: Stage) -> None:
     options, network = stage.params.depth_pretrain, stage.params.depth_network
     torch.manual_seed(torch_seed(options.seed, "depth weights"))
     model = build_depth_model(**network.arguments())
+    model.start_from(options.initial_disparity, options.initial_motion)
     history = train_depth(model, options, stage, size=stage.params.frames.size)
     parts = {name: part for name, part in model.parts().items() if name != "encoder"}  # phase 2 starts from ImageNet
     with replacing("models/depth_pretrain") as out, replacing("runs/depth_pretrain") as curves:

@@ -20,7 +20,7 @@ from semivid.training.runtime import Runtime
 
 OUT = Path("results/depth.json")
 TRUTH = Path("data/raw/truth")
-LEAST_MOTION = 0.3  # metres per frame below which a direction means nothing
+LEAST_MOTION = 0.1  # metres per frame below which a direction means nothing
 BATCH = 4
 
 

@@ -7,18 +7,22 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from conftest import ROOT
+from helpers import rand
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import depth, harness, loading, plain, training
+from benchmarks import cases, depth, harness, loading, plain, training
 
 from semivid.depth.losses import monodepth_loss
+from semivid.models.segmentation import build_segmentation_net
 from semivid.selection.diversity import distance_matrix, farthest_point
 
 
@@ -68,6 +72,27 @@ def test_training_loops_learn_alike(precision):
     assert ours[-1] < ours[0]
 
 
+@pytest.mark.parametrize(("preset", "changes"), [
+    ("street", {}),
+    ("cityscapes", {"encoder": "resnet50", "channels": [8, 8, 8, 8, 8]}),  # resnet101 takes too long here
+])
+def test_networks_have_equal_gradients(preset, changes):
+    """In double precision: in single, batch normalisation over few pixels magnifies the rounding."""
+    torch.manual_seed(0)
+    network = build_segmentation_net(5, **cases.network_arguments(cases.settings(preset)) | changes).double()
+    image, label = rand((2, 3, 64, 64), 1).double(), (5 * rand((2, 64, 64), 2)).long()
+    results = []
+    for logits in (network, partial(plain.logits, network)):
+        loss = F.cross_entropy(logits(image), label)
+        used = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss, [p for _, p in used], allow_unused=True)
+        results.append({n: g for (n, _), g in zip(used, gradients, strict=True) if g is not None})
+        network.to(memory_format=torch.channels_last)
+    assert results[0].keys() == results[1].keys()
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(gradient, results[1][name], rtol=1e-7, atol=1e-9, msg=name)
+
+
 def test_depth_losses_have_equal_values_and_gradients():
     inputs = depth.Inputs(2, 64, 48, torch.float64)
     assert inputs.difference() < 1e-9
@@ -77,6 +102,7 @@ def test_depth_losses_have_equal_values_and_gradients():
 
 def test_depth_difference_sees_a_wrong_loss(monkeypatch):
     """The comparison is no formality: a little more smoothness shows."""
+
     def other(*args, **kwargs):
         result = monodepth_loss(*args, **kwargs)
         return {"loss": result["loss"] + 1e-4 * args[0][0].diff().abs().mean()}

@@ -230,8 +230,9 @@ def changed(module, before):
     return {n for n, p in module.named_parameters() if not torch.equal(p, before[n])}
 
 
-def test_phase_1_leaves_the_encoder_and_trains_the_rest(batch):
-    method = depth_method(1).train()
+@pytest.mark.parametrize("statistics", ["moving", "fixed"])
+def test_phase_1_leaves_the_encoder_and_trains_the_rest(batch, statistics):
+    method = depth_method(1, encoder_statistics=statistics).train()
     before = {name: weights(part) for name, part in method.model.parts().items()}
     mean = method.model.encoder.encoder.bn1.running_mean.clone()
     out = method.training_step(batch, 0)
@@ -240,8 +241,8 @@ def test_phase_1_leaves_the_encoder_and_trains_the_rest(batch):
     assert not moved["encoder"]
     assert all(len(moved[name]) > 0.5 * len(before[name]) for name in ("depth", "pose", "pose_encoder"))
     assert set(out) == {"loss", "photometric", "warped"} and not any(v.requires_grad for v in out.values())
-    # "frozen" means the weights: statistics move, as in the reference (section 6)
-    assert not torch.equal(method.model.encoder.encoder.bn1.running_mean, mean)
+    # "frozen" means the weights: in the reference (section 6) the statistics move
+    assert torch.equal(method.model.encoder.encoder.bn1.running_mean, mean) == (statistics == "fixed")
     assert {id(p) for g in method.optimizer.param_groups for p in g["params"]}.isdisjoint(
         id(p) for p in method.model.encoder.parameters()
     )
@@ -260,6 +261,19 @@ def test_phase_2_trains_the_encoder_too(batch):
     assert not any("imagenet" in key for key in method.state_dict())
 
 
+@pytest.mark.parametrize("phase", [1, 2])
+def test_every_trained_weight_has_one_rate(phase):
+    """Depth and pose learn at rates of their own (phase 1: nothing of the encoder)."""
+    method = depth_method(phase, lr=1e-3, pose_lr=1e-5)
+    depth, pose = method.optimizer.param_groups
+    assert (depth["base_lr"], pose["base_lr"]) == (1e-3, 1e-5)
+    parts = method.model.parts()
+    wanted = {"pose": ("pose", "pose_encoder"), "depth": ("depth",) if phase == 1 else ("depth", "encoder")}
+    for group, names in ((pose, wanted["pose"]), (depth, wanted["depth"])):
+        ids = [id(p) for p in group["params"]]
+        assert sorted(ids) == sorted(id(p) for name in names for p in parts[name].parameters())
+
+
 def test_the_feature_distance_pulls_back_to_imagenet(batch):
     """With its weight alone deciding, training brings moved features nearer again."""
     method = depth_method(2, feature_distance=1e3, lr=1e-4, color_jitter=False)
@@ -273,11 +287,10 @@ def test_the_feature_distance_pulls_back_to_imagenet(batch):
 
 
 def test_features_of_an_untouched_encoder_are_those_of_its_twin(batch):
-    """In eval mode, where both normalise alike; in training the batch's own statistics tell them apart."""
-    method = depth_method(2).train()
+    """With fixed statistics, where both normalise alike; else the batch's own statistics tell them apart."""
+    method = depth_method(2, encoder_statistics="moving").train()
     assert float(method.losses(batch["video"], 0)["feature_distance"].detach()) > 0
-    method = depth_method(2).train()
-    method.model.encoder.eval()
+    method = depth_method(2, encoder_statistics="fixed").train()
     assert float(method.losses(batch["video"], 0)["feature_distance"].detach()) == 0.0
 
 

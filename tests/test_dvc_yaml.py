@@ -1,6 +1,7 @@
 """dvc.yaml says exactly what the stage scripts read and write."""
 
 import ast
+import functools
 import hashlib
 import importlib
 import itertools
@@ -71,6 +72,7 @@ class Script:
         self.lines = len(path.read_text().splitlines())
 
 
+@functools.cache
 def path_literals(path):
     """Every text in a file that is a path below the working folder, f-string fields as stars; docstrings left out."""
     tree = ast.parse(path.read_text())
@@ -90,9 +92,10 @@ def path_literals(path):
     return found
 
 
-def source_files(entry):
+@functools.cache
+def source_files(name):
     """What the command imports: of the package by imports_of, and of a method that a template names."""
-    package = ROOT / "src/semivid"
+    entry, package = STAGES[name], ROOT / "src/semivid"
     found = imports_of(script_of(entry), package)
     for dep in entry["deps"]:
         if dep.startswith("src/") and "${item." in dep:
@@ -122,7 +125,7 @@ def test_the_command_gives_the_matrix_in_its_order(name):
 def test_source_files_are_those_that_the_script_imports(name):
     declared = [d for d in STAGES[name]["deps"] if d.startswith(("src/", "stages/"))]
     literal = {d for d in declared if "${" not in d}
-    assert literal == source_files(STAGES[name]) | {f"stages/{name}.py"}
+    assert literal == source_files(name) | {f"stages/{name}.py"}
     assert len(set(declared)) == len(declared)
 
 
@@ -131,7 +134,7 @@ def test_what_is_imported_by_name_is_a_dependency_of_its_own():
     users = [n for n in STAGES if "importlib" in script_of(STAGES[n]).read_text()]
     assert users == ["train"]
     assert "src/semivid/methods/${item.method}.py" in STAGES["train"]["deps"]
-    for file in [f for n in STAGES for f in source_files(STAGES[n])]:
+    for file in [f for n in STAGES for f in source_files(n)]:
         assert "import_module" not in (ROOT / file).read_text()
 
 
@@ -155,7 +158,7 @@ def test_every_other_dependency_is_made_by_a_stage_or_is_data(name):
 def test_every_path_that_the_code_names_is_declared(name):
     entry = STAGES[name]
     declared = [stars(_resolve_data(p)) for p in [*entry["deps"], *outputs(entry)]]
-    for file in [f"stages/{name}.py", *source_files(entry)]:
+    for file in [f"stages/{name}.py", *source_files(name)]:
         for literal in path_literals(ROOT / file):
             assert any(related(stars(literal), d) for d in declared), f"{file} names {literal}"
 
@@ -174,6 +177,14 @@ def test_every_output_has_one_maker_and_a_telling_suffix():
     rest = [m for m in made if m not in families]
     for a, b in itertools.combinations(rest, 2):
         assert a != b and not a.startswith(f"{b}/") and not b.startswith(f"{a}/")
+
+
+def test_what_git_keeps_can_be_restored():
+    """DVC's run cache leaves out stages with uncached files under `outs`: reverting a key would run them again."""
+    for name, entry in STAGES.items():
+        assert all(isinstance(out, str) for out in entry.get("outs", [])), f"{name}: list it under metrics or plots"
+    kept = [path for entry in STAGES.values() for path in [*entry.get("metrics", []), *entry.get("plots", [])]]
+    assert kept and all(list(path.values()) == [{"cache": False}] for path in kept)
 
 
 def test_scripts_are_thin_and_all_in_use():

@@ -27,6 +27,7 @@ from semivid.selection.lists import read_selection
 from semivid.selection.random import random_order
 from semivid.selection.student import DepthStudent, EntropyStudent, Student, grow
 from semivid.selection.uncertainty import depth_error, highest
+from semivid.training import loop
 from semivid.training.runtime import Runtime, as_float
 from small import small_params, write_prepared
 
@@ -333,7 +334,8 @@ def test_another_key_never_resumes(run, toy, plain, tmp_path):
     assert run(toy) == plain
 
 
-def test_what_is_left_behind_is_the_choice_alone(run, toy, tmp_path):
+def test_what_is_left_behind_is_the_choice_alone(run, toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 0.0)
     run(toy)
     assert [p.name for p in (tmp_path / "work").iterdir()] == ["chosen.json"]
 

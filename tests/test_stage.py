@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -31,6 +32,7 @@ def main(stage):
 if __name__ == "__main__":
     run_stage(main, {keys}, {arguments})
 '''
+ROOT = Path(__file__).resolve().parent.parent
 PATIENCE = 30.0  # seconds, for a machine that does other things
 
 
@@ -51,8 +53,8 @@ class Workplace:
         text = SCRIPT.format(body=body.strip().replace("\n", "\n    "), keys=list(keys), arguments=arguments)
         (self.folder / f"stages/{name}.py").write_text(text)
 
-    def start(self, *arguments, name="demo", shell=None, **environment):
-        command = [sys.executable, f"stages/{name}.py", *arguments]
+    def start(self, *arguments, name="demo", script=None, shell=None, **environment):
+        command = [sys.executable, str(script or f"stages/{name}.py"), *arguments]
         if shell:
             command = ["bash", "-c", shell.format(command=" ".join(command))]
         process = subprocess.Popen(
@@ -80,6 +82,11 @@ def wait_until(condition, complaint):
     while not condition():
         assert time.monotonic() < end, complaint
         time.sleep(0.02)
+
+
+def next_line(process):
+    assert select.select([process.stderr], [], [], PATIENCE)[0], "the process says nothing"
+    return process.stderr.readline()
 
 
 def alive(pid):
@@ -290,8 +297,35 @@ finally:
     pid = int(work.path("pid").read_text())
     assert pid != engine.pid and alive(pid)
     os.kill(engine.pid, signal.SIGKILL)
-    wait_until(lambda: not alive(pid), "the stage outlived its engine")
+    try:
+        wait_until(lambda: not alive(pid), "the stage outlived its engine")
+    finally:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
     assert work.path("ended").read_text() == "in good order"
+
+
+def test_workers_die_with_a_killed_stage(work):
+    """A worker that went on would write its files among those of the next run. Stopped, it cannot end by itself."""
+    params = small_params()
+    params["render"] |= {"snippets": {"train": 400, "val": 1}}
+    work.params(params)
+    render = work.start(name="render", script=ROOT / "stages/render.py", SEMIVID_WORKERS="2")
+    wait_until(lambda: list(work.folder.glob("data/.raw.tmp/truth/flow/*/*/*")), "nothing is rendered")
+    workers = [p for p in children(render.pid) if "spawn_main" in Path(f"/proc/{p}/cmdline").read_text()]
+    assert len(workers) == 2
+    try:
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        render.kill()
+        wait_until(lambda: not any(alive(w) for w in workers), "a worker outlived its stage")
+    finally:
+        for worker in filter(alive, workers):
+            os.kill(worker, signal.SIGKILL)
+
+
+def children(pid):
+    return [int(p) for file in Path(f"/proc/{pid}/task").glob("*/children") for p in file.read_text().split()]
 
 
 def test_a_killed_stage_frees_its_lock_even_if_a_child_lives_on(work):
@@ -341,7 +375,7 @@ with open("order", "a") as file:
     first = work.start()
     work.wait_for("begun")
     second = work.start()
-    assert "waiting" in second.stderr.readline()
+    assert "waiting" in next_line(second)
     params = small_params()
     params["train"]["iterations"] = 9
     work.params(params)  # the second reads them when its turn comes: an engine records what then holds
@@ -358,7 +392,7 @@ def test_a_waiting_process_can_be_stopped(work):
     first = work.start()
     wait_until(lambda: list(work.folder.glob("begun-*")), "the first does not begin")
     second = work.start()
-    assert "waiting" in second.stderr.readline()
+    assert "waiting" in next_line(second)
     second.terminate()
     assert second.wait(PATIENCE) == 143
     work.path("go on").touch()

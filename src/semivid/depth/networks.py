@@ -1,12 +1,14 @@
 """The networks of self-supervised depth as one module: encoder, depth decoder and, for training, pose."""
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from semivid.models.depth_decoder import SCALES, DepthDecoder
 from semivid.models.encoders import build_encoder
-from semivid.models.pose import PoseNet
+from semivid.models.pose import POSE_SCALE, PoseNet
 from semivid.models.weights import load_encoder_weights
 
 
@@ -52,6 +54,23 @@ class DepthModel(nn.Module):
             for offset, neighbour in (neighbours or {}).items()
         }
         return {**output, "encoder": maps, "transforms": transforms}
+
+    def start_from(self, disparity: float, motion: float) -> None:
+        """Shift the biases of the untrained disparity and pose heads, so that training starts in a good place.
+
+        Disparity and motion start near 0.5 and 0; a pose network at rest and a depth that fits it is a bad
+        minimum that short trainings do not leave. At 0.5 and 0 nothing changes.
+
+        Args:
+            disparity: mean disparity in (0, 1) to start from.
+            motion: forward translation per frame, in the unit of depth, to start from.
+        """
+        with torch.no_grad():
+            for head in self.depth.decoder[-len(SCALES) :]:  # the disparity heads are the decoder's last parts
+                head.conv.bias += math.log(disparity / (1 - disparity))
+            if self.pose_net is not None:
+                # Seen from the later camera, points come nearer: translation 2 (z) of pose 0 is negative.
+                self.pose_net.pose.net[-1].bias[5] -= motion / POSE_SCALE
 
     def parts(self) -> dict[str, nn.Module]:
         """Parts by their name in checkpoint files (see :mod:`semivid.models.checkpoints`)."""

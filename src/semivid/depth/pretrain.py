@@ -11,22 +11,23 @@ from semivid.depth.losses import feature_distance, monodepth_loss
 from semivid.depth.networks import DepthModel
 from semivid.depth.samples import OFFSETS, jitter
 from semivid.methods.base import Method
-from semivid.pipeline.params import DepthPretrain
+from semivid.pipeline.params import DepthTraining
 from semivid.training.optim import build_optimizer, rate_factor
 from semivid.training.rng import torch_seed
 from semivid.training.runtime import Runtime, as_float
 
 
 class DepthPretraining(Method):
-    """Photometric reprojection loss over four scales; Adam, one learning rate.
+    """Photometric reprojection loss over four scales; Adam, one learning rate for depth and one for pose.
 
-    Phase 1 trains depth decoder and pose network with the encoder frozen (its batch-norm statistics still move, as
-    in the reference). Phase 2 (`feature_weight` given) trains the encoder too, held near its ImageNet features.
+    Phase 1 trains depth decoder and pose network with the encoder frozen (its batch-norm statistics still move in
+    the reference; `encoder_statistics: fixed` keeps them, as phase 2 starts from them again). Phase 2 (`feature_weight`
+    given) trains the encoder too, held near its ImageNet features.
     Streams: ``video``, samples of `semivid.depth.samples.VideoSamples`.
     """
 
     def __init__(
-        self, model: DepthModel, options: DepthPretrain, runtime: Runtime, feature_weight: float | None = None
+        self, model: DepthModel, options: DepthTraining, runtime: Runtime, feature_weight: float | None = None
     ) -> None:
         super().__init__()
         self.model, self.options, self.runtime, self.feature_weight = model, options, runtime, feature_weight
@@ -34,9 +35,18 @@ class DepthPretraining(Method):
             model.encoder.requires_grad_(False)
         # Kept out of the module tree: the frozen ImageNet twin is no part of a checkpoint and never trains.
         self._imagenet = [copy.deepcopy(model.encoder).eval().requires_grad_(False)] if feature_weight else []
-        trained = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer("adam", [{"params": trained, "lr": options.lr}], weight_decay=0)
+        pose = [p for p in model.pose_net.parameters() if p.requires_grad]
+        depth = [p for part in (model.encoder, model.depth) for p in part.parameters() if p.requires_grad]
+        groups = [{"params": depth, "lr": options.lr}, {"params": pose, "lr": options.pose_lr}]
+        self.optimizer = build_optimizer("adam", groups, weight_decay=0)
         self.optimizers = [self.optimizer]
+
+    def train(self, mode: bool = True) -> DepthPretraining:
+        """Training mode; the encoder's batch norm keeps its ImageNet statistics if they are to stay fixed."""
+        super().train(mode)
+        if self.options.encoder_statistics == "fixed":
+            self.model.encoder.eval()
+        return self
 
     def rate(self, step: int) -> float:
         return rate_factor("step", step, self.options.iterations, self.options.milestones)

@@ -18,7 +18,7 @@ from semivid.training.loop import History, fingerprint, fit
 from semivid.training.runtime import Runtime
 
 if TYPE_CHECKING:
-    from semivid.pipeline.params import DepthPretrain
+    from semivid.pipeline.params import DepthTraining
     from semivid.pipeline.stage import Stage
 
 log = logging.getLogger("semivid")
@@ -29,7 +29,7 @@ EVALUATIONS = 4
 
 def train_depth(
     model: DepthModel,
-    options: DepthPretrain,
+    options: DepthTraining,
     stage: Stage,
     *,
     size: tuple[int, int],

@@ -30,11 +30,11 @@ class Supervised(Method):
 
     def training_step(self, batch: dict[str, dict[str, torch.Tensor]], step: int) -> dict[str, torch.Tensor]:
         labelled = batch["labelled"]
+        self.optimizer.zero_grad(set_to_none=True)  # before the forward pass, or old gradients count at its peak
         with self.runtime.autocast():
             logits = self.student(as_float(labelled["image"]))
         loss = cross_entropy(logits.float(), labelled["label"])
 
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         clip_gradients(self, self.options.clip)
         self.optimizer.step()

@@ -6,6 +6,8 @@ from torch import Tensor, nn
 from semivid.geometry.camera import transform_from_parameters
 from semivid.models.precision import at_least_float32
 
+POSE_SCALE = 0.01  # of what the last convolution puts out
+
 
 class PoseDecoder(nn.Module):
     """Four convolutions and a global mean over the last encoder map; keys ``net.0`` .. ``net.3``.
@@ -33,7 +35,7 @@ class PoseDecoder(nn.Module):
         x = features
         for conv in self.net[:-1]:
             x = torch.relu(conv(x))
-        x = 0.01 * at_least_float32(self.net[-1](x)).mean((2, 3)).view(-1, 2, 1, 6)
+        x = POSE_SCALE * at_least_float32(self.net[-1](x)).mean((2, 3)).view(-1, 2, 1, 6)
         return x[..., :3], x[..., 3:]
 
 

@@ -7,11 +7,13 @@ new content makes Snakemake run the rule, an old time of change makes it leave t
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
@@ -20,6 +22,8 @@ from ruamel.yaml import YAML
 from semivid.errors import UserError
 
 STAMPS = Path(".work/stamps")
+ENGINE_LOCK = Path(".work/locks/snakemake.lock")
+_engine_lock: IO[str] | None = None
 
 
 @dataclass
@@ -68,8 +72,6 @@ def read_stages(check: bool) -> list[DvcStage]:
     try:
         repo = Repo(".")
         graph = repo.index.graph  # an edge leads from a stage to one it depends on
-        if check:
-            remove_orphans(repo)
         changed = repo.status() if check else {}
     except DvcException as error:
         raise UserError(f"dvc: {' '.join(str(error).split())}") from None
@@ -97,6 +99,21 @@ def read_stages(check: bool) -> list[DvcStage]:
     for stage in graph:
         visit(stage)
     return list(stages.values())
+
+
+def hold_engine_lock() -> None:
+    """Keep other Snakemakes out of this folder until this process ends, however it ends.
+
+    Snakemake's own lock is a file that outlives a kill and asks for `--unlock`; profiles/default switches it off.
+    Raises UserError if another Snakemake is at work here.
+    """
+    global _engine_lock
+    ENGINE_LOCK.parent.mkdir(parents=True, exist_ok=True)
+    _engine_lock = open(ENGINE_LOCK, "w")  # noqa: SIM115  (held until the process ends)
+    try:
+        fcntl.lockf(_engine_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError("another snakemake is at work in this folder; wait for it to end, or stop it") from None
 
 
 def remove_orphans(repo: Repo | None = None) -> list[str]:

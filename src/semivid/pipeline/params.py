@@ -102,15 +102,19 @@ class DepthNetwork(Backbone):
         return self.backbone() | {"pose_encoder": self.pose_encoder, "pose_weights": self.pose_weights}
 
 
-class DepthPretrain(Block):
+class DepthTraining(Block):
+    """What both phases of depth pretraining have."""
+
     iterations: Positive
     batch_size: Positive
     crop: Size
     lr: PositiveNumber
+    pose_lr: PositiveNumber
     milestones: list[Positive]
     min_depth: PositiveNumber
     max_depth: PositiveNumber
     auto_mask: Switch
+    encoder_statistics: Literal["moving", "fixed"]
     flip: Share
     color_jitter: Switch
     intrinsics: Literal["correct", "reference"]
@@ -119,13 +123,18 @@ class DepthPretrain(Block):
     threads: Positive
 
     @model_validator(mode="after")
-    def _depths_in_order(self) -> DepthPretrain:
+    def _depths_in_order(self) -> DepthTraining:
         if self.min_depth >= self.max_depth:
             raise ValueError(f"min_depth {self.min_depth} must be smaller than max_depth {self.max_depth}")
         return self
 
 
-class DepthFinetune(DepthPretrain):
+class DepthPretrain(DepthTraining):
+    initial_disparity: Annotated[Number, Field(gt=0, lt=1)]
+    initial_motion: Annotated[Number, Field(ge=0)]
+
+
+class DepthFinetune(DepthTraining):
     feature_distance: Annotated[Number, Field(ge=0)]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ctypes
 import errno
 import fcntl
 import json
@@ -22,9 +21,9 @@ from typing import NoReturn
 from semivid.errors import UserError
 from semivid.pipeline.artifacts import write_json
 from semivid.pipeline.params import pick, read_params
+from semivid.pipeline.process import die_with_parent
 
 log = logging.getLogger("semivid")
-PR_SET_PDEATHSIG = 1
 
 
 class Stage:
@@ -60,16 +59,6 @@ def _nest(params: dict) -> SimpleNamespace:
             node = getattr(node, part)
         setattr(node, last, value)
     return root
-
-
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGTERM when the engine that started this process dies (Linux only)."""
-    if sys.platform != "linux":
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before we asked
-        raise SystemExit(143)
 
 
 def _lock(name: str):
@@ -115,9 +104,9 @@ def run_stage(main: Callable[[Stage], None], keys: list[str], arguments: dict[st
     args = parser.parse_args()
     values = {n: getattr(args, n) for n in arguments or {}}
     name = stem + ("@" + "-".join(map(str, values.values())) if values else "")
-    _die_with_parent()
     for stopping in (signal.SIGTERM, signal.SIGINT):
         signal.signal(stopping, _on_stop)
+    die_with_parent()
     try:
         lock = _lock(name)
         params = pick(read_params(), tuple(k.format(**values) for k in keys))

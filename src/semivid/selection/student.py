@@ -54,8 +54,8 @@ class Student(Method):
         raise NotImplementedError
 
     def training_step(self, batch: dict[str, dict[str, torch.Tensor]], step: int) -> dict[str, torch.Tensor]:
-        loss = self.loss(batch["student"])
         self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(batch["student"])
         loss.backward()
         self.optimizer.step()
         return {"loss": loss.detach()}

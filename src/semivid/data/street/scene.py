@@ -22,6 +22,8 @@ CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE = 26, 27, 28, 31, 32, 33
 RARE = ("light", "bus", "train", "truck", "rider", "bicycle", "motorcycle", "wall", "fence", "rail", "bridge")
 FAR = 190.0  # metres to the backdrop
 GROUND = 0  # index of the ground's quad
+SWAY_RATE = 1.3  # Hz, of the car on its springs
+SWAY = (0.03, 0.012, *np.radians([0.17, 0.2, 0.14]))  # amplitudes: aside, up (metres); yaw, pitch, roll (radians)
 
 
 @dataclass(frozen=True)
@@ -923,19 +925,17 @@ def make_scene(
     if not standing and rng.random() < 0.2:
         lean, turn = rng.normal(0, np.radians(9)), rng.normal(0, np.radians(7))
     poses = np.empty((frames, 4, 4))
+    # A car sways on its springs: smooth in time, so that frames closer in time differ less.
+    phases = rng.uniform(0, 2 * np.pi, len(SWAY))
     for k, w in enumerate(times):
         s = speed * w
-        pose = rigid(
-            road.point(s, own + 0.02 * rng.normal()),
-            road.heading(s) + lean + turn * w + np.radians(0.12) * rng.normal(),
-        )
-        pose[1, 3] = -mount + 0.008 * rng.normal()
+        aside, up, yaw, jolt, roll = np.array(SWAY) * np.sin(2 * np.pi * SWAY_RATE * w + phases)
+        pose = rigid(road.point(s, own + aside), road.heading(s) + lean + turn * w + yaw)
+        pose[1, 3] = -mount + up
         if standing:
             pose[:3, 3] = road.point(0, own) - [0, mount, 0]
             jolt, roll = 0.0, 0.0
             pose[:3, :3] = rigid((0, 0, 0), lean)[:3, :3]
-        else:
-            jolt, roll = np.radians(0.15) * rng.normal(), np.radians(0.1) * rng.normal()
         c, q = np.cos(pitch + jolt), np.sin(pitch + jolt)
         e, f = np.cos(roll), np.sin(roll)
         tilt = np.array([[1, 0, 0], [0, c, -q], [0, q, c]]) @ np.array([[e, -f, 0], [f, e, 0], [0, 0, 1]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import signal
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from semivid.data.street.render import Renderer
 from semivid.data.street.scene import Scene, draw_lots, make_scene
 from semivid.data.street.textures import Bank, build_bank
 from semivid.errors import UserError
+from semivid.pipeline.process import die_with_parent
 
 FOLDERS = ("leftImg8bit_sequence", "leftImg8bit", "gtFine", "camera", "truth")
 # Snippets of both splits may lie in the same city, but a frame's name must be unique, as in Cityscapes.
@@ -79,7 +81,7 @@ def render_dataset(
         finally:
             cv2.setNumThreads(threads)
         return
-    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), _start, (seed,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(min(workers, len(jobs)), _start_worker, (seed,)) as pool:
         for done, _ in enumerate(pool.imap_unordered(_render_snippet, jobs), 1):
             if progress:
                 progress(done, len(jobs))
@@ -112,6 +114,12 @@ def _start(seed: int) -> None:
     global _bank
     cv2.setNumThreads(1)
     _bank = build_bank(seed)
+
+
+def _start_worker(seed: int) -> None:
+    """`_start` in a process of its own, which must not go on writing when the stage is killed."""
+    die_with_parent(signal.SIGKILL, multiprocessing.parent_process().pid)
+    _start(seed)
 
 
 def _render_snippet(job) -> None:
