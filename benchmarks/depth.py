@@ -27,9 +27,7 @@ class Inputs:
 
         self.target = smooth(3, height, width)
         self.sources = {o: smooth(3, height, width) for o in OFFSETS}
-        self.disparities = {
-            s: smooth(1, height >> s, width >> s).mul(0.5).requires_grad_() for s in range(4)
-        }
+        self.disparities = {s: smooth(1, height >> s, width >> s).mul(0.5).requires_grad_() for s in range(4)}
         motion = 0.02 * torch.randn(2, batch, 3, 4, generator=generator, dtype=dtype)
         eye = torch.eye(4, dtype=dtype).repeat(batch, 1, 1)
         self.transforms = {
@@ -44,15 +42,13 @@ class Inputs:
 
     def plain(self) -> torch.Tensor:
         noise = torch.Generator().manual_seed(1)
-        return plain.monodepth_loss(
-            self.disparities, self.target, self.sources, self.transforms, self.k, noise
-        )
+        return plain.monodepth_loss(self.disparities, self.target, self.sources, self.transforms, self.k, noise)
 
     def semivid(self) -> torch.Tensor:
         noise = torch.Generator().manual_seed(1)
-        return monodepth_loss(
-            self.disparities, self.target, self.sources, self.transforms, self.k, generator=noise
-        )["loss"]
+        return monodepth_loss(self.disparities, self.target, self.sources, self.transforms, self.k, generator=noise)[
+            "loss"
+        ]
 
     def difference(self) -> float:
         """Largest relative difference of the values and of each gradient (norm of the difference by norm)."""
@@ -78,7 +74,8 @@ def run(case: str, threads: int) -> Row:
             PLAIN: lambda: torch.autograd.grad(inputs.plain(), inputs.leaves()),
             "semivid": lambda: torch.autograd.grad(inputs.semivid(), inputs.leaves()),
         },
-        rounds=ROUNDS[case], threads=threads,
+        rounds=ROUNDS[case],
+        threads=threads,
     )
     name = f"{case}, {options.batch_size} of {options.crop[0]}x{options.crop[1]}, forward and backward"
     return lower_is_better("Depth loss", name, "s", *seconds.values(), agreement)

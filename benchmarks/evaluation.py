@@ -40,7 +40,8 @@ def count(case: str, threads: int) -> Row:
             PLAIN: lambda: [plain.confusion_matrix(prediction, label, classes) for _ in range(repeats)],
             "semivid": lambda: [confusion_matrix(prediction, label, classes) for _ in range(repeats)],
         },
-        rounds=3, threads=threads,
+        rounds=3,
+        threads=threads,
     )
     milliseconds = [[s / repeats * 1000 for s in taken] for taken in seconds.values()]
     return lower_is_better(GROUP, f"confusion matrix, {case}, {width}x{height}", "ms", *milliseconds, agreement)

@@ -131,7 +131,12 @@ def lower_is_better(
 
 
 def rate(
-    group: str, case: str, plain: Sequence[float], plain_count: int, semivid: Sequence[float], count: int,
+    group: str,
+    case: str,
+    plain: Sequence[float],
+    plain_count: int,
+    semivid: Sequence[float],
+    count: int,
     agreement: str = "",
 ) -> Row:
     """A row of frames per second, from the seconds that so many frames took in each round."""
@@ -184,17 +189,24 @@ def number(value: float) -> str:
 def markdown(rows: Sequence[Row], run_facts: dict[str, str], command: str) -> str:
     """The results as a page."""
     lines = [
-        "# Benchmarks", "",
+        "# Benchmarks",
+        "",
         f"Written by `{command}`; results.json holds the same. Both versions of a row ran in turns in one run on "
         "one machine. Ratio: how many times faster, or smaller, semivid is (median of the rounds; range in "
         "brackets, if there were several). Difference: how far the results of both lie apart. With one thread "
         "and no GPU the seconds are processor time, so that other programs disturb less. Only ratios carry over "
         "to other machines.",
-        "", ", ".join(f"{name}: {value}" for name, value in run_facts.items()), "",
+        "",
+        ", ".join(f"{name}: {value}" for name, value in run_facts.items()),
+        "",
     ]
     for group in dict.fromkeys(row.group for row in rows):
-        lines += [f"## {group}", "", "| case | unit | plain | semivid | ratio | difference |",
-                  "|---|---|--:|--:|--:|---|"]
+        lines += [
+            f"## {group}",
+            "",
+            "| case | unit | plain | semivid | ratio | difference |",
+            "|---|---|--:|--:|--:|---|",
+        ]
         for row in (r for r in rows if r.group == group):
             ratio = number(row.ratio) + (f" ({number(row.low)}-{number(row.high)})" if row.low < row.high else "")
             lines.append(

@@ -32,21 +32,34 @@ def generate(case: str, folder: Path, image_format: str | None = None) -> None:
     render_dataset(raw, seed=SEED, snippets={"train": 1}, **options)
     data, size = _data(folder), params.frames.size
     prepare_frames(
-        data, size=size, format=image_format or params.frames.format, quality=params.frames.quality,
-        out_images=prepared / "images", out_csv=prepared / "frames.csv", out_cameras=prepared / "cameras.json",
+        data,
+        size=size,
+        format=image_format or params.frames.format,
+        quality=params.frames.quality,
+        out_images=prepared / "images",
+        out_csv=prepared / "frames.csv",
+        out_cameras=prepared / "cameras.json",
         workers=1,
     )
     prepare_masks(
-        data, size=size, csv_in=prepared / "frames.csv", out_labels=prepared / "labels",
-        out_csv=prepared / "index.csv", out_classes=prepared / "classes.json", workers=1,
+        data,
+        size=size,
+        csv_in=prepared / "frames.csv",
+        out_labels=prepared / "labels",
+        out_csv=prepared / "index.csv",
+        out_classes=prepared / "classes.json",
+        workers=1,
     )
 
 
 def _data(folder: Path) -> dict:
     raw = folder / "raw"
     return {
-        "source": "street", "frames": {"train": str(raw / "leftImg8bit/train")},
-        "masks": {"train": str(raw / "gtFine/train")}, "camera": str(raw / "camera"), "classes": str(CLASSES),
+        "source": "street",
+        "frames": {"train": str(raw / "leftImg8bit/train")},
+        "masks": {"train": str(raw / "gtFine/train")},
+        "camera": str(raw / "camera"),
+        "classes": str(CLASSES),
     }
 
 
@@ -114,7 +127,8 @@ def run(case: str, folder: Path, threads: int, quick: bool) -> list[Row]:
             "cold": lambda: loaders.semivid(FrameStore(), once),
             "warm": lambda: loaders.semivid(store, often),
         },
-        rounds=2 if quick else 4, threads=threads,
+        rounds=2 if quick else 4,
+        threads=threads,
     )
     (width, height), (crop_width, crop_height) = loaders.params.frames.size, loaders.params.train.crop
     size = f"{case}, {width}x{height}" + (
@@ -122,8 +136,13 @@ def run(case: str, folder: Path, threads: int, quick: bool) -> list[Row]:
     )
     return [
         rate(
-            "Decode and augment", f"{size}, {name}", seconds[PLAIN], once * batch_size, seconds[key],
-            steps * batch_size, agreement,
+            "Decode and augment",
+            f"{size}, {name}",
+            seconds[PLAIN],
+            once * batch_size,
+            seconds[key],
+            steps * batch_size,
+            agreement,
         )
         for key, name, steps in (("cold", "first reading", once), ("warm", "frames in memory", often))
     ]

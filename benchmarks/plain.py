@@ -73,7 +73,11 @@ def optimizer(network: SegmentationNet, options: Optimisation) -> torch.optim.Op
 
 
 def training_step(
-    network: SegmentationNet, optimizer: torch.optim.Optimizer, clip: float, precision: str, image: Tensor,
+    network: SegmentationNet,
+    optimizer: torch.optim.Optimizer,
+    clip: float,
+    precision: str,
+    image: Tensor,
     label: Tensor,
 ) -> float:
     """Cross entropy of uint8 images (B, 3, H, W) and labels (B, H, W), one update, the loss as a number."""
@@ -122,8 +126,12 @@ def warp(image: Tensor, depth: Tensor, k: Tensor, transform: Tensor) -> Tensor:
 
 
 def monodepth_loss(
-    disparities: dict[int, Tensor], target: Tensor, sources: dict[int, Tensor], transforms: dict[int, Tensor],
-    k: Tensor, generator: torch.Generator,
+    disparities: dict[int, Tensor],
+    target: Tensor,
+    sources: dict[int, Tensor],
+    transforms: dict[int, Tensor],
+    k: Tensor,
+    generator: torch.Generator,
 ) -> Tensor:
     """The depth loss of Three Ways, term by term and scale by scale (section 5 of the reference's description).
 

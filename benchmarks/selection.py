@@ -41,7 +41,8 @@ def run(threads: int, quick: bool) -> list[Row]:
             PLAIN: lambda: plain.farthest_point(distance, [0], choose),
             "semivid": lambda: farthest_point(distance, [0], choose),
         },
-        rounds=2, threads=threads,
+        rounds=2,
+        threads=threads,
     )
     name = f"farthest points, {choose} of {frames}"
     return [*result, lower_is_better("Selection", name, "s", *seconds.values(), agreement)]

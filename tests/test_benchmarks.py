@@ -40,7 +40,11 @@ def test_quick_run_measures_every_group(quick):
     content, page = quick
     rows = content["rows"]
     assert {r["group"] for r in rows} == {
-        "Decode and augment", "Training step", "Depth loss", "Selection", "Evaluation"
+        "Decode and augment",
+        "Training step",
+        "Depth loss",
+        "Selection",
+        "Evaluation",
     }
     assert all(r["plain"] > 0 and r["semivid"] > 0 and r["low"] <= r["ratio"] <= r["high"] for r in rows)
     # Every row but those of memory compares the results (the run ends with an error where they differ).
@@ -72,10 +76,13 @@ def test_training_loops_learn_alike(precision):
     assert ours[-1] < ours[0]
 
 
-@pytest.mark.parametrize(("preset", "changes"), [
-    ("street", {}),
-    ("cityscapes", {"encoder": "resnet50", "channels": [8, 8, 8, 8, 8]}),  # resnet101 takes too long here
-])
+@pytest.mark.parametrize(
+    ("preset", "changes"),
+    [
+        ("street", {}),
+        ("cityscapes", {"encoder": "resnet50", "channels": [8, 8, 8, 8, 8]}),  # resnet101 takes too long here
+    ],
+)
 def test_networks_have_equal_gradients(preset, changes):
     """In double precision: in single, batch normalisation over few pixels magnifies the rounding."""
     torch.manual_seed(0)

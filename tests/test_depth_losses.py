@@ -165,9 +165,7 @@ def test_warp_moves_pixels_and_repeats_the_border():
 def scene():
     image = F.interpolate(rand((2, 3, 8, 12), 10), size=(32, 48), mode="bilinear", align_corners=False)
     return {
-        "disparities": {
-            s: (0.05 + 0.4 * rand((2, 1, 32 >> s, 48 >> s), 20 + s)).requires_grad_() for s in range(4)
-        },
+        "disparities": {s: (0.05 + 0.4 * rand((2, 1, 32 >> s, 48 >> s), 20 + s)).requires_grad_() for s in range(4)},
         "target": image,
         "sources": {-1: torch.roll(image, 1, 3), 1: torch.roll(image, -1, 3)},
         "transforms": {-1: pose(30, 0.01, 0.05, invert=True), 1: pose(32, 0.01, 0.05)},
@@ -232,9 +230,7 @@ def test_monodepth_loss_is_its_formula(scene):
 
 
 def test_monodepth_loss_repeats_and_needs_no_noise(scene):
-    runs = [
-        losses.monodepth_loss(**scene, generator=torch.Generator().manual_seed(5))["loss"] for _ in range(2)
-    ]
+    runs = [losses.monodepth_loss(**scene, generator=torch.Generator().manual_seed(5))["loss"] for _ in range(2)]
     assert torch.equal(*runs)
     still = {**scene, "sources": {f: scene["target"] for f in (-1, 1)}}
     still["transforms"] = {f: torch.eye(4).expand(2, 4, 4) for f in (-1, 1)}
@@ -252,9 +248,7 @@ def test_monodepth_loss_of_odd_sizes():
     target = rand((1, 3, 33, 45), 0)
     disparities = {s: rand((1, 1, -(-33 // 2**s), -(-45 // 2**s)), s).requires_grad_() for s in range(4)}
     k = torch.tensor([[40.0, 0, 22], [0, 40, 16], [0, 0, 1]])
-    result = losses.monodepth_loss(
-        disparities, target, {1: rand((1, 3, 33, 45), 9)}, {1: torch.eye(4)[None]}, k
-    )
+    result = losses.monodepth_loss(disparities, target, {1: rand((1, 3, 33, 45), 9)}, {1: torch.eye(4)[None]}, k)
     result["loss"].backward()
     assert all(torch.isfinite(d.grad).all() for d in disparities.values())
 

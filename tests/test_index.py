@@ -20,9 +20,7 @@ CITYSCAPES = Camera.of_source(2262.52, 2265.3017905988554, 1096.98, 513.137, 204
 
 def frame(tmp_path, name, split="train", position=0, label=False):
     image = tmp_path / "images" / split / f"{name}.jpg"
-    return Frame(
-        name, split, "a", position, image, "cam", tmp_path / "labels" / f"{name}.png" if label else None
-    )
+    return Frame(name, split, "a", position, image, "cam", tmp_path / "labels" / f"{name}.png" if label else None)
 
 
 def test_round_trip_and_order(tmp_path):

@@ -37,10 +37,7 @@ def cityscapes_scores(pairs, folder):
         for file, ids in zip(files, (prediction, label), strict=True):
             cv2.imwrite(file, TO_LABEL_ID[ids])
         cityscapes.evaluatePair(*files, matrix, {}, {}, args)
-    iou = {
-        trainId2label[i].name: cityscapes.getIouScoreForLabel(trainId2label[i].id, matrix, args)
-        for i in range(19)
-    }
+    iou = {trainId2label[i].name: cityscapes.getIouScoreForLabel(trainId2label[i].id, matrix, args) for i in range(19)}
     return matrix, iou, cityscapes.getScoreAverage(iou, args)
 
 

@@ -322,9 +322,7 @@ def test_depthwise_convolutions_stay_float32_on_the_cpu():
 
 def test_decoder_widths_follow_any_encoder():
     decoder = DepthDecoder((3, 5, 7, 9, 11), (2, 4, 8, 16, 32), (2, 4, 6, 8, 10), aspp=())
-    maps = [
-        rand((1, c, 64 // s, 64 // s), 0) for c, s in zip((3, 5, 7, 9, 11), (2, 4, 8, 16, 32), strict=True)
-    ]
+    maps = [rand((1, c, 64 // s, 64 // s), 0) for c, s in zip((3, 5, 7, 9, 11), (2, 4, 8, 16, 32), strict=True)]
     out = DepthModel(torch.nn.Identity(), decoder).depth(maps, (64, 64))
     assert [out["features"][level].shape[1] for level in range(5)] == [2, 4, 6, 8, 10]
     sizes = [out["features"][level].shape[-1] for level in range(5)]

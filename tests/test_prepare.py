@@ -109,9 +109,7 @@ def cityscapes(tmp_path):
         for n in (18, 19, 20):
             save(raw / f"leftImg8bit_sequence/{split}/{city}/{city}_000000_{n:06d}_leftImg8bit.png",
                  randint(256, (16, 32, 3), n))  # fmt: skip
-        save(
-            raw / f"gtFine/{split}/{city}/{city}_000000_000019_gtFine_labelIds.png", randint(34, (16, 32), 5)
-        )
+        save(raw / f"gtFine/{split}/{city}/{city}_000000_000019_gtFine_labelIds.png", randint(34, (16, 32), 5))
         camera = raw / f"camera/{split}/{city}/{city}_000000_000019_camera.json"
         camera.parent.mkdir(parents=True)
         intrinsic = {"fx": 2262.52, "fy": 2265.3017905988554, "u0": 1096.98, "v0": 513.137}

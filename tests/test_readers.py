@@ -107,9 +107,7 @@ def test_camvid_segnet(tmp_path):
 def test_camvid_original(tmp_path, monkeypatch):
     lists = {s: (ROOT / f"splits/camvid_{s}.txt").read_text().split() for s in ("train", "val")}
     assert [len(lists[s]) for s in ("train", "val")] == [367, 101]
-    test = [f"Seq05VD_f{n:05d}" for n in range(0, 5130, 30)] + [
-        f"0001TP_{n:06d}" for n in range(8550, 10381, 30)
-    ]
+    test = [f"Seq05VD_f{n:05d}" for n in range(0, 5130, 30)] + [f"0001TP_{n:06d}" for n in range(8550, 10381, 30)]
     frames, masks = tmp_path / "701_StillsRaw_full", tmp_path / "LabeledApproved_full"
     frames.mkdir()
     masks.mkdir()
@@ -118,9 +116,7 @@ def test_camvid_original(tmp_path, monkeypatch):
         (masks / f"{name}_L.png").touch()
     monkeypatch.chdir(ROOT)
     folders = {s: str(frames) for s in ("train", "val", "test")}
-    reader = get_reader(
-        {"source": "camvid_original", "frames": folders, "masks": {s: str(masks) for s in folders}}
-    )
+    reader = get_reader({"source": "camvid_original", "frames": folders, "masks": {s: str(masks) for s in folders}})
     found = {s: reader.frames(s) for s in reader.splits}
     assert {s: len(f) for s, f in found.items()} == {"test": 233, "train": 367, "val": 101}
     assert sorted(f.name for f in found["test"]) == sorted(test)
@@ -156,9 +152,7 @@ def test_folder(tmp_path):
 
 
 def test_folder_holdout(tmp_path):
-    touch(
-        tmp_path / "video", *(f"a/{n}.jpg" for n in range(10)), *(f"b/{n}.jpg" for n in range(5)), "c/0.jpg"
-    )
+    touch(tmp_path / "video", *(f"a/{n}.jpg" for n in range(10)), *(f"b/{n}.jpg" for n in range(5)), "c/0.jpg")
     data = folder_data(tmp_path, holdout=0.2)
     data["frames"]["val"] = data["frames"]["train"]
     reader = get_reader(data)

@@ -134,16 +134,11 @@ def test_depth_error_as_the_reference(expected):
     assert not trusted[first:].any() and trusted[first - 1].any()
     below = teacher.copy()  # the dilated mask by itself: a plain loop over neighbourhoods
     dilated = np.array(
-        [
-            [(below[max(y - 3, 0) : y + 4, max(x - 3, 0) : x + 4] < 0.07).any() for x in range(64)]
-            for y in range(32)
-        ]
+        [[(below[max(y - 3, 0) : y + 4, max(x - 3, 0) : x + 4] < 0.07).any() for x in range(64)] for y in range(32)]
     )
     assert dilated.sum() == want["dilated mask pixels"]
     assert (trusted[:first] == ~dilated[:first]).all()
-    assert np.abs(np.log1p(student) - np.log1p(teacher)).mean() == pytest.approx(
-        want["mean before masking"], rel=1e-5
-    )
+    assert np.abs(np.log1p(student) - np.log1p(teacher)).mean() == pytest.approx(want["mean before masking"], rel=1e-5)
     assert uncertainty.depth_error(student, teacher) == pytest.approx(want["error"], rel=1e-5)
     with pytest.raises(UserError, match="differ in size"):
         uncertainty.depth_error(student[:-1], teacher)

@@ -58,8 +58,7 @@ def test_workers_and_count_change_no_byte(street, tmp_path):
 
 def test_layout(street):
     count = {
-        f: len(list((street / f).rglob("*.*")))
-        for f in ("leftImg8bit_sequence", "leftImg8bit", "gtFine", "camera")
+        f: len(list((street / f).rglob("*.*"))) for f in ("leftImg8bit_sequence", "leftImg8bit", "gtFine", "camera")
     }
     assert count == {"leftImg8bit_sequence": 32, "leftImg8bit": 16, "gtFine": 16, "camera": 32}
     assert len(list((street / "truth/depth").rglob("*_depth.png"))) == 32
@@ -99,9 +98,7 @@ def test_flow_is_depth_and_pose_on_static_pixels(street):
         z = depth[y, x]
         points = np.stack([(x - k["u0"]) / k["fx"] * z, (y - k["v0"]) / k["fy"] * z, z, np.ones_like(z)])
         after = np.linalg.inv(poses[frame + 1]) @ poses[frame] @ points
-        motion = np.stack(
-            [after[0] / after[2] * k["fx"] + k["u0"] - x, after[1] / after[2] * k["fy"] + k["v0"] - y], 1
-        )
+        motion = np.stack([after[0] / after[2] * k["fx"] + k["u0"] - x, after[1] / after[2] * k["fy"] + k["v0"] - y], 1)
         error = np.abs(motion - flow[y, x])
         # depth is stored to 1/256 m and flow to 1/64 pixel
         assert error.max() < 0.08 and np.median(error) < 0.01
@@ -123,9 +120,7 @@ def test_warping_by_the_flow_explains_the_picture(bank):
             pictures.append(renderer.image(buffers[-1], frame, np.random.default_rng(0)).astype(np.float32))
         flow, valid = renderer.flow(buffers[0], 0, buffers[1])
         y, x = np.mgrid[:128, :256].astype(np.float32)
-        warped = cv2.remap(
-            pictures[1], x + flow[..., 0].astype(np.float32), y + flow[..., 1].astype(np.float32), 1
-        )
+        warped = cv2.remap(pictures[1], x + flow[..., 0].astype(np.float32), y + flow[..., 1].astype(np.float32), 1)
         moved = valid & (np.hypot(*np.moveaxis(flow, 2, 0)) > 1)
         before = np.abs(pictures[1] - pictures[0]).mean(2)[moved].mean()
         after = np.abs(warped - pictures[0]).mean(2)[moved].mean()

@@ -73,9 +73,7 @@ def test_tidy_table(paths, cells, tmp_path):
     assert float(row["std"]) == pytest.approx(np.std(values, ddof=1), abs=1e-6)
     assert row["std_kind"] == "sample (n - 1)" and row["n_seeds"] == "3"
     assert float(row["diff_random_mean"]) == pytest.approx(0.06, abs=1e-6)
-    assert float(row["diff_random_std"]) == pytest.approx(
-        0, abs=1e-6
-    )  # paired: the seeds' own spread is gone
+    assert float(row["diff_random_std"]) == pytest.approx(0, abs=1e-6)  # paired: the seeds' own spread is gone
     assert float(row["best_mean"]) == pytest.approx(np.mean(values) + 0.01, abs=1e-6)
     assert row["protocol_size"] == "240x180" and row["protocol_evaluation"] == "last"
     assert rows[0]["diff_random_mean"] == "" and row["iterations"] == "600"
@@ -202,9 +200,7 @@ def test_picture_files(tmp_path):
         pictures.read_rgb(tmp_path / "absent.png")
     with pytest.raises(UserError, match="cannot read the mask"):
         pictures.read_labels(tmp_path / "a" / "p.png")
-    sheet = pictures.contact_sheet(
-        [image] * 5, ["caption"] * 4 + ["a caption that is far too long"], 3, 60, 4
-    )
+    sheet = pictures.contact_sheet([image] * 5, ["caption"] * 4 + ["a caption that is far too long"], 3, 60, 4)
     assert sheet.shape == (2 * (45 + 18 + 4) + 4, 3 * 64 + 4, 3) and (sheet[-30:, -60:] == 255).all()
 
 
@@ -224,9 +220,7 @@ def scene(tmp_path):
         cv2.imwrite(str(files[1]), labels)
         if split == "val":
             cv2.imwrite(str(tmp_path / f"{name}.png"), np.roll(labels, i, 0) % 3)
-        write_disparity(
-            tmp_path / "disparity" / split / f"{name}.png", np.linspace(0, 1, 4800).reshape(60, 80)
-        )
+        write_disparity(tmp_path / "disparity" / split / f"{name}.png", np.linspace(0, 1, 4800).reshape(60, 80))
         frames.append(Frame(name, split, "seq a", i, files[0], "", files[1]))
     names = [f.frame for f in frames if f.split == "train"]
     predictions = {

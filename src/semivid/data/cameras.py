@@ -42,9 +42,7 @@ class Camera:
     def resized(self, width: int, height: int) -> "Camera":
         """The camera of the same picture resized to `width` x `height` (axes scale apart)."""
         x, y = width / self.width, height / self.height
-        return replace(
-            self, fx=self.fx * x, fy=self.fy * y, cx=self.cx * x, cy=self.cy * y, width=width, height=height
-        )
+        return replace(self, fx=self.fx * x, fy=self.fy * y, cx=self.cx * x, cy=self.cy * y, width=width, height=height)
 
     def crop(self, x: int, y: int, width: int | None = None, height: int | None = None) -> "Camera":
         """The camera of the window with the top left pixel (x, y); its size defaults to all that remains."""
@@ -68,9 +66,7 @@ class Camera:
         """
         cx = self.source_width - self.source_cx if flip else self.source_cx
         cy = self.source_height - self.source_cy if flip else self.source_cy
-        return replace(
-            self, fx=self.source_fx, fy=self.source_fy, cx=cx - x, cy=cy - y, width=width, height=height
-        )
+        return replace(self, fx=self.source_fx, fy=self.source_fy, cx=cx - x, cy=cy - y, width=width, height=height)
 
     def window(
         self, x: int, y: int, width: int, height: int, flip: bool = False, intrinsics: str = "correct"

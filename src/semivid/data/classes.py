@@ -71,11 +71,7 @@ def colour_codes(mask: Image.Image) -> np.ndarray:
 
 
 def _triple(value, where: str) -> tuple[int, int, int]:
-    if (
-        not isinstance(value, list)
-        or len(value) != 3
-        or any(type(v) is not int or not 0 <= v <= 255 for v in value)
-    ):
+    if not isinstance(value, list) or len(value) != 3 or any(type(v) is not int or not 0 <= v <= 255 for v in value):
         raise UserError(f"{where}: {value!r} is no colour; write [red, green, blue], each 0 to 255")
     return tuple(value)
 
@@ -116,9 +112,7 @@ def read_class_file(path: str | Path) -> tuple[Classes, MaskCode]:
             elif type(key) is not int or not 0 <= key <= 255:
                 raise UserError(f"{where}: id {key!r} is no integer from 0 to 255")
             if key in raw:
-                raise UserError(
-                    f"{where}: one of its {kind} already belongs to {names[raw[key]]}; list it once"
-                )
+                raise UserError(f"{where}: one of its {kind} already belongs to {names[raw[key]]}; list it once")
             raw[key] = train
     classes = Classes(tuple(names), np.array(colours, np.uint8))
     if kind == "ids":

@@ -248,9 +248,7 @@ def _odd_sizes(pairs: Iterable[tuple[RawFrame, Size]]) -> list[Bad]:
     for frames in sequences.values():
         usual = Counter(size for _, size in frames).most_common(1)[0][0]
         bad += [
-            Bad(f.image, f"{s[0]}x{s[1]}, but its sequence is {usual[0]}x{usual[1]}")
-            for f, s in frames
-            if s != usual
+            Bad(f.image, f"{s[0]}x{s[1]}, but its sequence is {usual[0]}x{usual[1]}") for f, s in frames if s != usual
         ]
     return bad
 
@@ -260,9 +258,7 @@ def _known_codes(code: MaskCode, reader: Reader) -> np.ndarray:
     return np.concatenate([code.codes, np.array(void, np.int32)])
 
 
-def _cameras(
-    reader: Reader, raw: list[RawFrame], sizes: list[Size], size: Size
-) -> tuple[dict[str, Camera], list[str]]:
+def _cameras(reader: Reader, raw: list[RawFrame], sizes: list[Size], size: Size) -> tuple[dict[str, Camera], list[str]]:
     """Cameras at the prepared size, and each frame's camera name; equal cameras share one entry."""
     cache: dict[tuple[Path, Size], str] = {}
     names: dict[Camera, str] = {}

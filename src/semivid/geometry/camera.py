@@ -12,9 +12,7 @@ MIN_DEPTH, MAX_DEPTH = 0.1, 100.0
 _EPS = 1e-7
 
 
-def disp_to_depth(
-    disp: Tensor, min_depth: float = MIN_DEPTH, max_depth: float = MAX_DEPTH
-) -> tuple[Tensor, Tensor]:
+def disp_to_depth(disp: Tensor, min_depth: float = MIN_DEPTH, max_depth: float = MAX_DEPTH) -> tuple[Tensor, Tensor]:
     """Turn a sigmoid disparity in [0, 1] into (inverse depth, depth) (monodepth2, section 3).
 
     Inverse depth grows linearly from 1/max_depth to 1/min_depth; the unit is that of the translations.

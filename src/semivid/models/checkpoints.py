@@ -189,9 +189,7 @@ def _part_states(source: Path, names: list[str]) -> Iterator[tuple[str, str, Sta
             prefix = f"models.{name}."
             part = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
             if not part:
-                raise UserError(
-                    f"{source}: holds no part {name!r} (keys {prefix}*); it seems to be {describe(state)}"
-                )
+                raise UserError(f"{source}: holds no part {name!r} (keys {prefix}*); it seems to be {describe(state)}")
             yield name, str(source), part
 
 

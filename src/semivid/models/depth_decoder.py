@@ -111,9 +111,7 @@ class DepthDecoder(nn.Module):
         if not len(encoder_channels) == len(encoder_strides) == len(channels) == 5:
             raise UserError(f"a depth decoder has five levels: give 5 channels, not {list(channels)}")
         self.channels = tuple(channels)
-        self.upsamples = tuple(
-            level == 0 or encoder_strides[level] > encoder_strides[level - 1] for level in range(5)
-        )
+        self.upsamples = tuple(level == 0 or encoder_strides[level] > encoder_strides[level - 1] for level in range(5))
         # One flat list in creation order, as in the published files; skips hold no weights but a place.
         parts: list[nn.Module] = []
         self._first, self._second, self._head = {}, {}, {}

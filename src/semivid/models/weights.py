@@ -39,9 +39,7 @@ def lite0_from_package(state: State) -> State:
     full = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
     shapes = [tuple(v.shape) for v in state.values()]
     if shapes != [tuple(v.shape) for v in full.values()]:
-        raise UserError(
-            f"{_PACKAGE}: its {len(state)} tensors are not those of EfficientNet-Lite0; install 0.1.0"
-        )
+        raise UserError(f"{_PACKAGE}: its {len(state)} tensors are not those of EfficientNet-Lite0; install 0.1.0")
     return dict(zip(full, state.values(), strict=True))
 
 

@@ -67,9 +67,7 @@ class Reader:
     def build(self, split: str, found: list[tuple[str, str, int, Path]], step: int | None) -> list[RawFrame]:
         """Frames from (name, sequence, frame number, path): adds positions and cameras, sorts by name."""
         if not found:
-            raise UserError(
-                f"data.frames.{split}: no frames in {self.frame_folders[split]}; correct the path"
-            )
+            raise UserError(f"data.frames.{split}: no frames in {self.frame_folders[split]}; correct the path")
         count = Counter(name for name, *_ in found)
         twice = [name for name in sorted(count) if count[name] > 1]
         if twice:
@@ -81,8 +79,7 @@ class Reader:
         for _, sequence, number, _ in found:
             numbers.setdefault(sequence, []).append(number)
         place = {
-            sequence: dict(zip(sorted(n), positions(sorted(n), step), strict=True))
-            for sequence, n in numbers.items()
+            sequence: dict(zip(sorted(n), positions(sorted(n), step), strict=True)) for sequence, n in numbers.items()
         }
         return [
             RawFrame(name, split, sequence, place[sequence][number], path, self.cameras.find(name, sequence))

@@ -38,9 +38,7 @@ class FolderReader(Reader):
             for folder in folders.values():
                 # the frames stage, which knows no masks, would take them for frames
                 if Path(os.path.realpath(path)).is_relative_to(folder):
-                    raise UserError(
-                        f"data.masks.{split}: {path} lies in a folder of frames; move the masks elsewhere"
-                    )
+                    raise UserError(f"data.masks.{split}: {path} lies in a folder of frames; move the masks elsewhere")
         self._masks = {split: self._find_masks(split) for split in self.mask_folders}
         names = [{name for _, _, name, _ in self._scan(split)} for split in self.splits]
         self._prefix = not self.shared and sum(map(len, names)) > len(set().union(*names))

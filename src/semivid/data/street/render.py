@@ -109,8 +109,7 @@ class Renderer:
         xs = np.broadcast_to(self.x, (height, width)).ravel()
         ys = np.broadcast_to(self.y, (height, width)).ravel()
         rows = [
-            to_plane[:, i, 0][index] * xs + to_plane[:, i, 1][index] * ys + to_plane[:, i, 2][index]
-            for i in range(3)
+            to_plane[:, i, 0][index] * xs + to_plane[:, i, 1][index] * ys + to_plane[:, i, 2][index] for i in range(3)
         ]
         inverse = np.where(flat >= 0, rows[2], 0.0)
         safe = np.where(flat >= 0, rows[2], 1.0)
@@ -165,11 +164,7 @@ class Renderer:
         index, sky = np.maximum(flat, 0), flat < 0
         uu, vv = now.u.ravel(), now.v.ravel()
         point = [origin[:, i][index] + uu * u[:, i][index] + vv * v[:, i][index] for i in range(3)]
-        turn = (
-            scene.camera_pose[frame + 1][:3, :3].T
-            @ scene.camera_pose[frame][:3, :3]
-            @ np.linalg.inv(scene.matrix)
-        )
+        turn = scene.camera_pose[frame + 1][:3, :3].T @ scene.camera_pose[frame][:3, :3] @ np.linalg.inv(scene.matrix)
         xs = np.broadcast_to(self.x, (height, width)).ravel()
         ys = np.broadcast_to(self.y, (height, width)).ravel()
         for i in range(3):
@@ -179,9 +174,7 @@ class Renderer:
         px = point[0] / z * scene.matrix[0, 0] + scene.matrix[0, 2]
         py = point[1] / z * scene.matrix[1, 1] + scene.matrix[1, 2]
         slack = 1e-3  # rounding must not throw the border out when the camera stands still
-        valid = (
-            front & (px >= -slack) & (px <= width - 1 + slack) & (py >= -slack) & (py <= height - 1 + slack)
-        )
+        valid = front & (px >= -slack) & (px <= width - 1 + slack) & (py >= -slack) & (py <= height - 1 + slack)
         farthest = cv2.erode(after.inverse.astype(np.float32), np.ones((3, 3), np.uint8))
         ix = np.clip(np.rint(px), 0, width - 1).astype(np.int32)
         iy = np.clip(np.rint(py), 0, height - 1).astype(np.int32)
@@ -288,9 +281,7 @@ class Renderer:
             aa, bb = a + shift * step_a, b + shift * step_b
             mx = cell_column * cell + PAD + (aa - np.floor(aa)) * edge - 0.5
             my = tops[level] + cell_row * cell + PAD + (bb - np.floor(bb)) * edge - 0.5
-            tap = cv2.remap(
-                bank.atlas, mx.reshape(height, width), my.reshape(height, width), cv2.INTER_LINEAR
-            )
+            tap = cv2.remap(bank.atlas, mx.reshape(height, width), my.reshape(height, width), cv2.INTER_LINEAR)
             cv2.accumulate(tap.reshape(height, width * 4), total)
         colour = np.stack(cv2.split(total.reshape(height, width, 4))[:3]).reshape(3, -1)
         colour *= 1 / TAPS
@@ -381,9 +372,7 @@ class Renderer:
         paint = colour[:, on]
         kerb_line = max(abs(k) for k in g["kerb"].values()) + 1
         for at, broad, dash, period, shade, strength in g["lines"]:
-            near = np.flatnonzero(
-                (np.abs(t - at) < broad / 2 + width_t) & open_road & (np.abs(t) < kerb_line)
-            )
+            near = np.flatnonzero((np.abs(t - at) < broad / 2 + width_t) & open_road & (np.abs(t) < kerb_line))
             share = strength * cover(t[near], at - broad / 2, at + broad / 2, width_t[near])
             if period:
                 share = share * stripes(s[near], dash, period, width_s[near])
@@ -426,18 +415,14 @@ class Renderer:
     def _fill(self, canvas, camera, points, value):
         """Fills the convex hull of ground points (n, 2) as the camera sees it."""
         hull = cv2.convexHull(points.astype(np.float32))[:, 0]
-        seen = (
-            np.column_stack([hull[:, 0], np.zeros(len(hull)), hull[:, 1]]) @ camera[:3, :3].T + camera[:3, 3]
-        )
+        seen = np.column_stack([hull[:, 0], np.zeros(len(hull)), hull[:, 1]]) @ camera[:3, :3].T + camera[:3, 3]
         seen = clip_near(seen)
         if len(seen) < 3:
             return
         k = self.scene.matrix
         x = np.clip(seen[:, 0] / seen[:, 2] * k[0, 0] + k[0, 2], -4000, 4000)
         y = np.clip(seen[:, 1] / seen[:, 2] * k[1, 1] + k[1, 2], -4000, 4000)
-        cv2.fillConvexPoly(
-            canvas, np.rint(np.column_stack([x, y]) * 16).astype(np.int32), value, cv2.LINE_AA, 4
-        )
+        cv2.fillConvexPoly(canvas, np.rint(np.column_stack([x, y]) * 16).astype(np.int32), value, cv2.LINE_AA, 4)
 
     def _sky(self, frame: int, pixels: np.ndarray) -> np.ndarray:
         """Colours of sky pixels (flat indices): a gradient, clouds on a high plane, a glow round the sun."""
@@ -454,9 +439,7 @@ class Renderer:
         parts = []
         for start in range(0, len(pixels), 30000):  # cv2.remap refuses more rows than a short int holds
             part = slice(start, start + 30000)
-            cloud = cv2.remap(
-                self.bank.blotch, x[part], y[part], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP
-            )
+            cloud = cv2.remap(self.bank.blotch, x[part], y[part], cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
             fine = cv2.remap(
                 self.bank.blotch,
                 x[part] * 3 % TILE,

@@ -203,10 +203,7 @@ class _Builder:
         `turn`)."""
         self.poses.append(
             np.stack(
-                [
-                    rigid(self.road.point(s + speed * w, t), self.road.heading(s + speed * w) + turn)
-                    for w in self.times
-                ]
+                [rigid(self.road.point(s + speed * w, t), self.road.heading(s + speed * w) + turn) for w in self.times]
             )
         )
         return len(self.poses) - 1
@@ -231,9 +228,7 @@ class _Builder:
         """Car colours: mostly grey, black and white, some red, blue, green."""
         if self.rng.random() < 0.6:
             return self.rng.uniform(0.15, 1.2) * self.rng.uniform(0.97, 1.03, 3)
-        palette = np.array(
-            [[0.95, 0.16, 0.14], [0.18, 0.3, 0.75], [0.2, 0.5, 0.3], [0.95, 0.75, 0.2], [0.5, 0.2, 0.2]]
-        )
+        palette = np.array([[0.95, 0.16, 0.14], [0.18, 0.3, 0.75], [0.2, 0.5, 0.3], [0.95, 0.75, 0.2], [0.5, 0.2, 0.2]])
         return palette[self.rng.integers(len(palette))] * self.rng.uniform(0.7, 1.1)
 
     def car(self, obj):
@@ -295,9 +290,7 @@ class _Builder:
         length, tall = self.rng.uniform(6, 10), self.rng.uniform(3.1, 3.9)
         cargo = self.any_tile("cargo")
         self.box(obj, length, 2.5, 0.95, tall, (cargo, cargo, cargo), TRUCK, tint, z0=-1.1)
-        self.box(
-            obj, 2.0, 2.4, 0.45, tall * 0.8, (self.tile("bus_end"),) * 3, TRUCK, cab, z0=length / 2 + 0.1
-        )
+        self.box(obj, 2.0, 2.4, 0.45, tall * 0.8, (self.tile("bus_end"),) * 3, TRUCK, cab, z0=length / 2 + 0.1)
         for x, cull in ((1.2, 1), (-1.2, -1)):
             self.quad(
                 (x, -1.0, -length / 2 - 1.0),
@@ -320,9 +313,9 @@ class _Builder:
         self.footprint(obj, length + 2, 2.5, tall, big=True)
 
     def bus(self, obj, tram=False):
-        tint = np.array(
-            [[1.1, 0.3, 0.25], [1.15, 0.85, 0.25], [0.35, 0.5, 1.0], [0.4, 0.9, 0.5], [1.1, 1.1, 1.1]]
-        )[self.rng.integers(5)]
+        tint = np.array([[1.1, 0.3, 0.25], [1.15, 0.85, 0.25], [0.35, 0.5, 1.0], [0.4, 0.9, 0.5], [1.1, 1.1, 1.1]])[
+            self.rng.integers(5)
+        ]
         length, tall = (24.0, 3.4) if tram else (11.5, 3.1)
         side, end = self.tile("tram_side" if tram else "bus_side"), self.tile("bus_end")
         self.box(obj, length, 2.5, 0.12, tall, (side, end, end), TRAIN if tram else BUS, tint)
@@ -337,9 +330,7 @@ class _Builder:
             self.facing(foot, width, 0, height, tile, VEGETATION, angle, tint=tint)
         angles = np.arange(8) * np.pi / 4
         ring = foot[[0, 2]] + 0.36 * width * np.stack([np.cos(angles), np.sin(angles)], 1)
-        self.shadows.append(
-            (0, ring, -height, True)
-        )  # negative: a crown in the air, not a block on the ground
+        self.shadows.append((0, ring, -height, True))  # negative: a crown in the air, not a block on the ground
 
     def person(self, s, t, speed=0.0, across=0.0):
         foot = self.road.point(s, t)
@@ -372,9 +363,7 @@ class _Builder:
         self.poses.append(np.stack([rigid(self.road.point(s + speed * w, t), heading) for w in self.times]))
         obj = len(self.poses) - 1
         name, label, size = ("motorcycle", MOTORCYCLE, 2.0) if motor else ("bicycle", BICYCLE, 1.75)
-        self.quad(
-            (-size / 2, -1.15, 0), (size, 0, 0), (0, 1.15, 0), self.any_tile(name), label, obj=obj, flat=True
-        )
+        self.quad((-size / 2, -1.15, 0), (size, 0, 0), (0, 1.15, 0), self.any_tile(name), label, obj=obj, flat=True)
         self.quad(
             (-0.75, -1.85, -0.02),
             (1.4, 0, 0),
@@ -392,9 +381,7 @@ class _Builder:
         self.facing(foot, size, 0, 1.15, self.any_tile(name), label, self.rng.uniform(-0.5, 0.5))
 
     def pole(self, foot, height, width=0.16):
-        self.facing(
-            foot, width, 0, height, self.tile("metal"), POLE, tint=self.rng.uniform(0.7, 1.3) * np.ones(3)
-        )
+        self.facing(foot, width, 0, height, self.tile("metal"), POLE, tint=self.rng.uniform(0.7, 1.3) * np.ones(3))
 
     def sign(self, foot):
         tall, size = self.rng.uniform(2.3, 3.0), self.rng.uniform(0.65, 0.95)
@@ -423,9 +410,7 @@ class Weather:
 
 WEATHER = {
     "sun": Weather(0.40, (0.6, 1.1), (1.0, 0.95, 0.86), (0.66, 0.71, 0.80), (70, 120, 200), (190, 210, 230)),
-    "low_sun": Weather(
-        0.18, (0.25, 0.5), (1.04, 0.81, 0.56), (0.62, 0.64, 0.74), (95, 125, 180), (240, 215, 180)
-    ),
+    "low_sun": Weather(0.18, (0.25, 0.5), (1.04, 0.81, 0.56), (0.62, 0.64, 0.74), (95, 125, 180), (240, 215, 180)),
     "overcast": Weather(0.30, (0.9, 0.9), (0, 0, 0), (1.15, 1.18, 1.24), (175, 182, 192), (205, 208, 212)),
     "dusk": Weather(0.12, (0.9, 0.9), (0, 0, 0), (0.66, 0.64, 0.72), (70, 75, 115), (190, 140, 120)),
 }
@@ -550,9 +535,7 @@ def _buildings(b: _Builder, city: City, side: int, line: float, crossings: list[
             )
             up = inward / depth * (half + 0.4) - [0, ridge, 0]
             eaves = corners[0] - inward / depth * 0.4 - along / run * 0.3 - [0, tall - 0.1, 0]
-            b.quad(
-                eaves + up, along * (1 + 0.6 / run), -up, b.tile("roof"), BUILDING, repeat=(4, 4), tint=colour
-            )
+            b.quad(eaves + up, along * (1 + 0.6 / run), -up, b.tile("roof"), BUILDING, repeat=(4, 4), tint=colour)
             p = corners[0] + inward / 2 - [0, tall, 0]  # the gable, stepped
             for k in range(6):
                 share = 1 - (k + 0.5) / 6
@@ -567,9 +550,7 @@ def _buildings(b: _Builder, city: City, side: int, line: float, crossings: list[
                     tint=tint,
                 )
         b.shadows.append((0, np.array([c[[0, 2]] for c in corners]), tall, True))
-        s += width + (
-            rng.uniform(2, 6) if style in ("house", "hall") else 0.0 if rng.random() < 0.85 else 2.5
-        )
+        s += width + (rng.uniform(2, 6) if style in ("house", "hall") else 0.0 if rng.random() < 0.85 else 2.5)
 
 
 def _barrier(b: _Builder, kind: str, t: float, s0: float, s1: float, height: float):
@@ -700,9 +681,7 @@ def make_scene(
         if median:
             lines += [(side * (median / 2 + 0.25), 0.16, 0, 0, yellow, worn) for side in (-1, 1)]
     if name != "highway":
-        lines += [
-            (side * kerb[side], 0.22, 0, 0, np.array([0.8, 0.8, 0.78]), 0.9) for side in (-1, 1) if walk[side]
-        ]
+        lines += [(side * kerb[side], 0.22, 0, 0, np.array([0.8, 0.8, 0.78]), 0.9) for side in (-1, 1) if walk[side]]
     ground = {
         "strips": strips,
         "lines": lines,
@@ -888,9 +867,7 @@ def make_scene(
         else:
             side = int(rng.choice([-1, 1]))
             for k in range(int(rng.integers(1, 4))):
-                b.parked_cycle(
-                    rng.uniform(7, 11) + 1.6 * k, side * (kerb[side] + 0.7), "motorcycle", MOTORCYCLE
-                )
+                b.parked_cycle(rng.uniform(7, 11) + 1.6 * k, side * (kerb[side] + 0.7), "motorcycle", MOTORCYCLE)
     if has["bicycle"]:
         side = int(rng.choice([-1, 1]))
         s = rng.uniform(6, 13)
@@ -907,9 +884,7 @@ def make_scene(
     if standing and rng.random() < 0.8:
         c, w = crossings[0]
         for _ in range(int(rng.integers(1, 5))):
-            b.person(
-                c - w - rng.uniform(0.8, 2.6), rng.uniform(-half, half), 0.0, float(rng.choice([-1.3, 1.3]))
-            )
+            b.person(c - w - rng.uniform(0.8, 2.6), rng.uniform(-half, half), 0.0, float(rng.choice([-1.3, 1.3])))
 
     # --- camera ---
     focal = width * rng.uniform(0.9, 1.12)

@@ -98,9 +98,7 @@ def _facade(rng, style: str) -> np.ndarray:
     elif style == "concrete":
         image = _bricks(rng, image, 3, 3, 0.75, 0.03)
     image *= 1 + 0.05 * fractal(rng, 4, 6)[..., None]
-    streak = cv2.GaussianBlur(
-        fractal(rng, 64, 2), (0, 0), sigmaX=1, sigmaY=25, borderType=cv2.BORDER_REPLICATE
-    )
+    streak = cv2.GaussianBlur(fractal(rng, 64, 2), (0, 0), sigmaX=1, sigmaY=25, borderType=cv2.BORDER_REPLICATE)
     image *= 1 + 0.12 * streak[..., None]
     edge = TILE / 3
     wide = rng.uniform(0.8, 0.92) if style == "glass" else rng.uniform(0.34, 0.6)
@@ -158,9 +156,7 @@ def _shop(rng) -> np.ndarray:
             if rng.random() < 0.8:
                 image[26 : 26 + rng.integers(10, 22), x : x + rng.integers(3, 7)] = 255 - band
         door = left + rng.integers(4, 78)
-        image[64:236, left : left + 112] = np.linspace(110, 35, 172)[:, None, None] * np.float32(
-            [0.9, 1, 1.05]
-        )
+        image[64:236, left : left + 112] = np.linspace(110, 35, 172)[:, None, None] * np.float32([0.9, 1, 1.05])
         for _ in range(9):  # goods
             x, y = left + rng.integers(2, 100), rng.integers(120, 215)
             image[y : y + rng.integers(6, 20), x : x + rng.integers(4, 16)] = rng.uniform(40, 230, 3)
@@ -192,9 +188,7 @@ def _house(rng) -> np.ndarray:
                 image[150:180, middle - 12 : middle + 12] = (70, 80, 90)
                 continue
             image[top - 4 : bottom + 4, middle - half - 4 : middle + half + 4] = 238
-            image[top:bottom, middle - half : middle + half] = np.linspace(105, 45, bottom - top)[
-                :, None, None
-            ]
+            image[top:bottom, middle - half : middle + half] = np.linspace(105, 45, bottom - top)[:, None, None]
             image[top:bottom, middle - 1 : middle + 2] = 238
             image[bottom + 4 : bottom + 8, middle - half - 8 : middle + half + 8] *= 0.65
     image[:8] *= 0.55
@@ -257,9 +251,7 @@ def _leaves(rng, colour) -> np.ndarray:
         axes = (int(rng.integers(3, 8)), int(rng.integers(2, 5)))
         for dx in (0, -TILE):
             for dy in (0, -TILE):
-                cv2.ellipse(
-                    canvas, (x + dx, y + dy), axes, float(rng.uniform(0, 180)), 0, 360, shade.tolist(), -1
-                )
+                cv2.ellipse(canvas, (x + dx, y + dy), axes, float(rng.uniform(0, 180)), 0, 360, shade.tolist(), -1)
     return canvas
 
 
@@ -397,9 +389,7 @@ def _car_side(rng, profile) -> np.ndarray:
     glass = [(x[4] + 8, roof + 12), (x[5] - 4, roof + 12), (x[6] - 16, belt + 2), (x[3] + 16, belt + 2)]
     cv2.fillPoly(image, [np.int32(glass)], (48, 56, 64, 255))
     for split in (0.36, 0.58):
-        cv2.line(
-            image, (int(split * 256), int(roof)), (int(split * 256), int(belt) + 4), (190, 190, 190, 255), 6
-        )
+        cv2.line(image, (int(split * 256), int(roof)), (int(split * 256), int(belt) + 4), (190, 190, 190, 255), 6)
         cv2.line(image, (int(split * 256), int(belt)), (int(split * 256), 200), (120, 120, 120, 255), 2)
         cv2.line(image, (int(split * 256) - 22, int(belt) + 14), (int(split * 256) - 8, int(belt) + 14),
                  (90, 90, 90, 255), 4)  # fmt: skip
@@ -631,12 +621,8 @@ def _draw(seed: int) -> dict[str, np.ndarray]:
     tiles["brickwall"] = _bricks(rng, _flat((140, 92, 75)), 32, 12, 1.25, 0.1) * (
         1 + 0.07 * fractal(rng, 4, 6)[..., None]
     )
-    tiles["wall"] = _bricks(rng, _flat((155, 152, 145)), 4, 2, 0.7, 0.04) * (
-        1 + 0.08 * fractal(rng, 3, 7)[..., None]
-    )
-    tiles["roof"] = _bricks(rng, _flat((135, 75, 58)), 32, 20, 0.65, 0.1) * (
-        1 + 0.08 * fractal(rng, 4, 6)[..., None]
-    )
+    tiles["wall"] = _bricks(rng, _flat((155, 152, 145)), 4, 2, 0.7, 0.04) * (1 + 0.08 * fractal(rng, 3, 7)[..., None])
+    tiles["roof"] = _bricks(rng, _flat((135, 75, 58)), 32, 20, 0.65, 0.1) * (1 + 0.08 * fractal(rng, 4, 6)[..., None])
     return tiles
 
 

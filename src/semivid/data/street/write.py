@@ -93,9 +93,7 @@ def _check(out, seed, size, snippets, frames, annotated, fps, workers):
     if len(size) != 2 or min(size) < 64 or max(size) > 8192:
         raise UserError(f"size is {tuple(size)}: street needs (width, height) of 64 to 8192 pixels")
     if not snippets or min(snippets.values()) < 0 or sum(snippets.values()) < 1:
-        raise UserError(
-            f"snippets is {snippets}: street needs at least one snippet, e.g. {{'train': 96, 'val': 24}}"
-        )
+        raise UserError(f"snippets is {snippets}: street needs at least one snippet, e.g. {{'train': 96, 'val': 24}}")
     if frames < 1 or not all(0 <= k < frames for k in annotated):
         raise UserError(
             f"annotated is {list(annotated)}: give positions from 0 to frames_per_snippet - 1 = {frames - 1}"
@@ -157,8 +155,7 @@ def _render_snippet(job) -> None:
             "fps": fps,
             "speed": scene.speed,
             "frames": [
-                {"name": name, "camera_to_world": scene.camera_pose[frame].tolist()}
-                for frame, name in enumerate(names)
+                {"name": name, "camera_to_world": scene.camera_pose[frame].tolist()} for frame, name in enumerate(names)
             ],
         },
         indent=1,
