@@ -74,8 +74,8 @@ def main(stage: Stage) -> None:
             "n_motions": len(cosines),
             "abs_rel": float(np.mean([e["abs_rel"] for e in errors])),
             "correlation": float(np.mean([e["correlation"] for e in errors])),
-            "motion_cosine": float(np.mean(cosines)),
-            "motion_forward": float(np.mean(np.array(cosines) > 0)),
+            "motion_cosine": float(np.mean(cosines)) if cosines else None,
+            "motion_forward": float(np.mean(np.array(cosines) > 0)) if cosines else None,
         },
     )
 
