@@ -81,8 +81,8 @@ class DepthPretraining(Method):
         return result
 
     def training_step(self, batch: dict[str, dict[str, torch.Tensor]], step: int) -> dict[str, torch.Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)  # before the forward pass, or old gradients count at its peak
         losses = self.losses(batch["video"], torch_seed(self.options.seed, "auto-mask noise", step))
-        self.optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         self.optimizer.step()
         return {k: v.detach() for k, v in losses.items()}
