@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: table3 report repro test check check-slow lint format benchmarks preset keep plan
+.PHONY: table3 repro test check check-slow lint format benchmarks preset keep plan
 .DEFAULT_GOAL := table3
 
 $(VENV)/installed: requirements.txt requirements.lock pyproject.toml
@@ -17,11 +17,8 @@ $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt -c requirements.lock
 	touch $@
 
-table3: $(VENV)/installed      ## raw video to results/table3.csv, on all cores
-	snakemake --cores all results/table3.csv
-
-report: $(VENV)/installed      ## the table, results/report/index.html and all other results
-	snakemake --cores all
+table3: $(VENV)/installed      ## raw video to results/table3.csv, and what belongs to it (report, depth scores), on all cores
+	snakemake --cores all results/table3.csv all
 
 repro: $(VENV)/installed       ## the same with DVC as the engine, one stage after the other
 	dvc repro
