@@ -136,7 +136,8 @@ def markdown(rows: list) -> str:
     lines = [
         f"# What the engines cost: {2 * RUNS + 2} stages",
         "",
-        "`python -m benchmarks.engines`, two cores. Plain: `dvc repro --single-item` per job. CPU seconds (wall seconds).",
+        "`python -m benchmarks.engines`, two cores. Plain: `dvc repro --single-item` per job.",
+        "CPU seconds of all processes (wall seconds).",
         "",
         "| | semivid | plain |",
         "|---|---|---|",
