@@ -35,7 +35,7 @@ FRAMES = ["frames", *MASKS, *DEPTH]
 KEYS = {  # at least one of every block of params.yaml: another value, and who must run again
     "data__holdout": (0.5, FRAMES),
     "data__name": ("x", [*RANDOM, *SCORED]),
-    "render__seed": (2, ["render", "depth_scores", "report"]),
+    "render__seed": (2, ["render", "depth_scores"]),
     "frames__quality": (50, FRAMES),
     "depth_network__aspp_rates": ([1, 2], DEPTH),
     "depth_pretrain__lr": (0.5, DEPTH),
