@@ -58,4 +58,4 @@ for stage in STAGES:
         params:
             stage=stage.name,
         shell:
-            "PYTHONPATH=src SEMIVID_PROGRESS=plain SEMIVID_WORKERS={threads} dvc --wait-for-lock repro --quiet --single-item {params.stage}"
+            "exec env PYTHONPATH=src${{PYTHONPATH:+:$PYTHONPATH}} SEMIVID_PROGRESS=plain SEMIVID_WORKERS={threads} python -m semivid.pipeline.run {params.stage}"

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from semivid.errors import UserError
 from semivid.pipeline import bridge
@@ -171,6 +172,71 @@ def test_only_what_the_lock_file_records_is_taken_away(pipeline, monkeypatch):
     gone = {"models/b.txt", "results/runs/b.json"}
     assert pipeline.outputs() == {k: v for k, v in before.items() if k not in gone}
     assert own.read_text() == "mine"
+
+
+# ---- git and experiments
+
+
+def commit(pipeline, message):
+    pipeline.run("git", "add", "--all")
+    pipeline.run("git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "--message", message)
+
+
+def test_switching_branches_and_stashing_need_a_checkout_and_no_command(pipeline):
+    commit(pipeline, "first")
+    before = pipeline.outputs()
+    pipeline.run("git", "switch", "--quiet", "--create", "other")
+    pipeline.set(options__a=9)
+    pipeline.snakemake()
+    commit(pipeline, "second")
+    after = pipeline.outputs()
+    pipeline.executed()
+    for branch, outputs in (("-", before), ("other", after)):
+        pipeline.run("git", "switch", "--quiet", branch)
+        pipeline.run("dvc", "checkout", "--quiet")
+        assert pipeline.clean() and pipeline.planned() == []
+        assert pipeline.outputs() == outputs
+
+    pipeline.set(score__k=-1)
+    pipeline.run("dvc", "repro", "--quiet")
+    third = pipeline.outputs()
+    pipeline.executed()
+    for command, outputs in (("push", after), ("pop", third)):
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+        pipeline.run("git", *identity, "stash", command, "--quiet")
+        pipeline.run("dvc", "checkout", "--quiet")
+        assert pipeline.clean() and pipeline.planned() == []
+        assert pipeline.outputs() == outputs
+    assert pipeline.executed() == []
+
+
+def test_experiments(pipeline):
+    """`dvc exp run` in the workspace, in a temporary folder and from the queue."""
+    commit(pipeline, "first")
+    before = pipeline.outputs()
+    pipeline.run("dvc", "exp", "run", "--quiet", "-S", "options.a=5")
+    assert pipeline.executed() == ["score@a", "table", "train@a"]
+    assert pipeline.clean()
+    pipeline.set()
+    pipeline.snakemake()
+    assert pipeline.outputs() == before
+
+    pipeline.run("dvc", "exp", "run", "--quiet", "--temp", "--name", "aside", "-S", "options.b=6")
+    assert pipeline.executed() == ["score@b", "table", "train@b"]
+    pipeline.run("dvc", "exp", "run", "--quiet", "--queue", "--name", "later", "-S", "options.b=8")
+    assert pipeline.executed() == []
+    pipeline.run("dvc", "exp", "run", "--quiet", "--run-all")
+    assert pipeline.executed() == ["score@b", "table", "train@b"]
+    assert pipeline.outputs() == before, "an experiment aside touched the workspace"
+    assert pipeline.clean()
+    shown = pipeline.run("dvc", "exp", "list", "--name-only").split()
+    assert {"aside", "later"} <= set(shown)
+    for name, value in (("aside", 6), ("later", 8)):
+        pipeline.run("dvc", "exp", "apply", "--quiet", name)
+        assert yaml.safe_load((pipeline.folder / "params.yaml").read_text())["options"]["b"] == value
+        assert pipeline.clean() and pipeline.planned() == []
+        pipeline.run("git", "checkout", "--quiet", ".")
+    assert pipeline.executed() == []
 
 
 # ---- trouble

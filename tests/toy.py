@@ -22,10 +22,11 @@ PARAMS = {
 }
 STEP = """
 import json, os, sys, time
+import yaml
 name, *item = sys.argv[1:]
 with open(os.environ["EXECUTED"], "a") as file:
     file.write("@".join(sys.argv[1:]) + "\\n")
-params = json.load(open("params.yaml"))
+params = yaml.safe_load(open("params.yaml"))
 
 def write(path, *content):
     os.makedirs(os.path.dirname(path), exist_ok=True)
