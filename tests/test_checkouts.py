@@ -104,7 +104,7 @@ FAKE_PYTHON = """#!/bin/sh
 # stands for python3.11: makes a venv whose programs say what they were called with
 mkdir -p .venv/bin
 for name in pip python dvc snakemake; do
-    printf '#!/bin/sh\\necho "$0 $*" | sed "s|.*/||" >> calls\\n' > .venv/bin/$name
+    printf '#!/bin/sh\\necho "${0##*/} $*" >> calls\\n' > .venv/bin/$name
     chmod +x .venv/bin/$name
 done
 """
