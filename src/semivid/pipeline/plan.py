@@ -37,7 +37,7 @@ from dvc_data.hashfile.tree import Tree
 from dvc_objects.errors import ObjectFormatError
 
 from semivid.errors import UserError
-from semivid.pipeline.locks import holder
+from semivid.pipeline.machine import holder, usable_cores
 from semivid.pipeline.plan_text import cut, render, some
 
 COSTS, LOCKS, LOGS = Path(".work/costs"), Path(".work/locks"), Path("logs")
@@ -65,9 +65,9 @@ class Reason:
 class Step:
     """A stage that is stale, or has to wait for one that is.
 
-    verdict: a key of plan_text.VERDICTS. because: the stale stages directly before it. seconds: expected time of its
-    command; seconds_from: recorded | mean of ... | limit (meta.minutes) | unknown. bytes: expected size of its new
-    outputs (None: unknown); bytes_from likewise. threads: cores it takes. note: what else is known of it.
+    verdict: a key of plan_text.VERDICTS. because: the nearest stale stages before it (above: all). threads: cores it
+    takes. seconds: expected time of its command; seconds_from: recorded | mean of ... | limit (meta.minutes) |
+    unknown. bytes: expected size of its new outputs (None: unknown); bytes_from likewise. note: what else is known.
     """
 
     name: str
@@ -80,6 +80,7 @@ class Step:
     bytes: int | None = None
     bytes_from: str = "unknown"
     note: str = ""
+    above: set[str] = field(default_factory=set)
 
     @property
     def family(self) -> str:
@@ -110,7 +111,7 @@ class Plan:
         return {
             "stages": len(self.names),
             "targets": self.targets,
-            "stale": [asdict(s) for s in self.steps],
+            "stale": [asdict(s) | {"above": sorted(s.above)} for s in self.steps],
             "left_over": self.left_over,
             "at_work": self.at_work,
             "expected": {
@@ -354,11 +355,12 @@ class Checkout:
     ) -> Step | None:
         """The Step of `stage`, given the stale stages before it; None if it is not stale. Adds to `made`."""
         before = [s for s in self.graph.successors(stage) if s.addressing in stale]
-        because = [s.addressing for s in before]
+        above = {n for s in before for n in stale[s.addressing].above}
+        because = [s.addressing for s in before if s.addressing not in above]
         reasons = self.reasons(stage, {o.fs_path for s in before for o in s.outs})
         if not reasons and not before:
             return None
-        step = Step(stage.addressing, "maybe", reasons, because)
+        step = Step(stage.addressing, "maybe", reasons, because, above=above.union(because))
         outs: dict[str, HashInfo | None] = {o.fs_path: None for o in stage.outs}
         if not stage.cmd:
             step.verdict = "recorded"
@@ -481,7 +483,7 @@ def make_plan(targets: Sequence[str] = (), cores: int | None = None) -> Plan:
         list(stale.values()),
         left_over,
         {s.addressing: [b.addressing for b in checkout.graph.successors(s)] for s in order},
-        cores or len(os.sched_getaffinity(0)),
+        cores or usable_cores(),
         shutil.disk_usage(".").free,
         f"a Snakemake is at work here (process {pid}); this is the state at this moment" if pid else "",
     )
@@ -578,7 +580,10 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    print(json.dumps(plan.as_json(), indent=1, default=str) if args.json else render(plan))
+    try:
+        print(json.dumps(plan.as_json(), indent=1, default=str) if args.json else render(plan), flush=True)
+    except BrokenPipeError:  # `make plan | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

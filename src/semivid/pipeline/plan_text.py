@@ -73,7 +73,7 @@ def _braces(rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
         same_rest = defaultdict(list)
         for value in columns[i]:
             same_rest[tuple(r[:i] + r[i + 1 :] for r in rows if r[i] == value)].append(value)
-        found.append([p[:i] + (_set(v),) + p[i:] for rest, v in same_rest.items() for p in _braces(list(rest))])
+        found.append([(*p[:i], _set(v), *p[i:]) for rest, v in same_rest.items() for p in _braces(list(rest))])
     return min(found, key=len)
 
 
@@ -91,8 +91,7 @@ def _group(steps: Iterable[Step]) -> list[list[Step]]:
             return re.sub(r"\w+", lambda m: "*" if m[0] in items else m[0], text)
 
         reasons = tuple(reason_text(r) if r.kind == "param" else neutral(reason_text(r)) for r in step.reasons)
-        because = tuple(sorted({n.partition("@")[0] for n in step.because})) if not _never(step) else ()
-        groups[step.family, step.verdict, reasons, because, neutral(step.note)].append(step)
+        groups[step.family, step.verdict, reasons, neutral(step.note)].append(step)
     return list(groups.values())
 
 
