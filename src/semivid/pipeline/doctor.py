@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +26,7 @@ from typing import NamedTuple
 from semivid.errors import UserError
 from semivid.pipeline.machine import holder, memory_mb, usable_cores
 
-INSTALL = "pip install -r requirements.txt -c requirements.lock (make does it: rm -rf .venv && make plan)"
+INSTALL = "pip install -r requirements.txt -c requirements.lock (or: rm -f .venv/installed, then make plan)"
 FICLONE = 0x40049409
 SHM = Path("/dev/shm")
 SHM_NEEDED = 256e6  # bytes: a few batches per worker of a training
@@ -67,10 +68,10 @@ def missing(text: str, advice: str) -> Finding:
 
 def check_python() -> Findings:
     """Python 3.11 or newer."""
-    version = platform.python_version()
-    if sys.version_info < (3, 11):
+    version, (major, minor) = platform.python_version(), sys.version_info[:2]
+    if (major, minor) < (3, 11):
         yield missing(f"{version}, but 3.11 is needed", "install Python 3.11, then `make plan PYTHON=python3.11`")
-    elif sys.version_info[:2] != (3, 11):
+    elif (major, minor) != (3, 11):
         yield note(f"{version}; the versions of requirements.lock were tested with 3.11")
     else:
         yield ok(f"{version} ({sys.executable})")
@@ -140,6 +141,23 @@ def check_packages() -> Findings:
     without = [p for p in tests if p not in needed and installed_version(p) is None]
     if without:
         yield note(f"not installed, for `make test` and `make lint` alone: {', '.join(without)}", "make test does it")
+
+
+def check_package() -> Findings:
+    """The package `semivid` that stage commands import is this checkout's (Snakemake sees to it, dvc repro does not)."""
+    advice = "pip install --no-deps -e ."
+    try:
+        origin = json.loads(metadata.distribution("semivid").read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError):
+        yield note("semivid is not installed: `dvc repro` finds it with PYTHONPATH=src alone", advice)
+        return
+    folder = origin.get("url", "").removeprefix("file://")
+    if not origin.get("dir_info", {}).get("editable"):
+        yield note("semivid is installed as a copy: `dvc repro` will not see changes of src", advice)
+    elif os.path.realpath(folder) != os.path.realpath("."):
+        yield note(f"semivid is installed from {folder}, not from here: `dvc repro` runs that code", advice)
+    else:
+        yield ok("semivid is installed from here")
 
 
 def check_pyflow() -> Findings:
@@ -308,9 +326,8 @@ def check_writing() -> Findings:
                 file.flush()
         except OSError as error:
             reason = error.strerror or str(error)
-            advice = (
-                "free space" if error.errno == errno.ENOSPC else "use a folder of your own, or chown/chmod this one"
-            )
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            advice = "free some space" if full else "use a folder of your own, or chown/chmod this one"
             yield missing(f"cannot write in {os.path.abspath(there)} ({reason})", advice)
         else:
             yield ok(f"{os.path.abspath(there)} can be written")
@@ -324,10 +341,11 @@ def link_types(source_folder: Path, target_folder: Path) -> list[str]:
             fcntl.ioctl(b.fileno(), FICLONE, a.fileno())
 
     found = []
-    with (
-        tempfile.TemporaryDirectory(dir=source_folder, prefix=".doctor-", suffix=".tmp") as a,
-        tempfile.TemporaryDirectory(dir=target_folder, prefix=".doctor-", suffix=".tmp") as b,
-    ):
+    options = {"prefix": ".doctor-", "suffix": ".tmp"}
+    with ExitStack() as stack:
+        a, b = (
+            stack.enter_context(tempfile.TemporaryDirectory(dir=f, **options)) for f in (source_folder, target_folder)
+        )
         source = Path(a).resolve() / "file"
         source.write_bytes(b"x")
         for name, link in {"reflink": reflink, "hardlink": os.link, "symlink": os.symlink}.items():
@@ -397,14 +415,12 @@ def check_dvc() -> Findings:
     if count:
         yield ok(f"cache {folder} holds {count} objects")
     elif Path("dvc.lock").exists():
-        yield note(
-            f"dvc.lock records results, but the cache {folder} is empty", "dvc pull --run-cache, or compute them"
-        )
+        advice = "dvc pull --run-cache, or compute them again"
+        yield note(f"dvc.lock records results, but the cache {folder} is empty", advice)
     else:
         yield ok("nothing computed yet (no dvc.lock, no cache)")
-    remotes = [
-        re.sub(r"['\"]|^remote ", "", s).strip() for s in _config().sections() if s.strip("'\"").startswith("remote")
-    ]
+    sections = [section.strip("'\"") for section in _config().sections()]  # 'remote "name"'
+    remotes = [s.removeprefix("remote").strip(' "') for s in sections if s.startswith("remote ")]
     if remotes:
         yield ok(f"remote: {', '.join(remotes)}")
     else:
@@ -426,17 +442,15 @@ def check_locks() -> Findings:
     except FileNotFoundError:
         owners = {}
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        found.append(
-            missing(f"{rwlock} is broken, DVC will refuse to work", f"rm {rwlock} (when no engine is at work)")
-        )
+        advice = f"rm {rwlock}, when no engine is at work"
+        found.append(missing(f"{rwlock} is broken, so DVC will refuse to work", advice))
         owners = {}
     for pid, command in owners.items():
         if _alive(pid):
             found.append(note(f"process {pid} ({command}) holds DVC's locks", "wait for it, or stop it"))
         else:
-            found.append(
-                note(f"process {pid} ({command}) is gone but still in {rwlock}; the next DVC command clears it")
-            )
+            gone = f"process {pid} ({command}) is gone but still in {rwlock}"
+            found.append(note(f"{gone}; the next DVC command clears it"))
     yield from found or [ok("no engine at work, no lock left over")]
 
 
@@ -480,6 +494,7 @@ CHECKS: dict[str, Callable[[], Findings]] = {
     "machine": check_machine,
     "shared memory": check_shm,
     "packages": check_packages,
+    "semivid": check_package,
     "pyflow": check_pyflow,
     "gpu": check_gpu,
     "params": check_params,
