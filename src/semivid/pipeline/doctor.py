@@ -144,7 +144,7 @@ def check_packages() -> Findings:
 
 
 def check_package() -> Findings:
-    """The package `semivid` that stage commands import is this checkout's (Snakemake sees to it, dvc repro does not)."""
+    """The package `semivid` that `dvc repro` imports is this checkout's (Snakemake sees to that itself)."""
     advice = "pip install --no-deps -e ."
     try:
         origin = json.loads(metadata.distribution("semivid").read_text("direct_url.json") or "{}")
@@ -313,7 +313,8 @@ def check_disk() -> Findings:
     elif unknown and free < DISK_NEEDED:
         yield note(f"{_size(free)} free; sizes of {unknown} stages that may run are not known yet", advice)
     else:
-        yield ok(f"{_size(free)} free, {_size(needed)} needed{f' (and {unknown} stages unknown)' if unknown else ''}")
+        more = f"; {unknown} stages have no recorded size" if unknown else ""
+        yield ok(f"{_size(free)} free, {_size(needed)} needed by {len(runs)} stages that may run{more}")
 
 
 def check_writing() -> Findings:
