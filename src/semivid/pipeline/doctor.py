@@ -28,7 +28,7 @@ from semivid.pipeline.machine import holder, memory_mb, usable_cores
 
 INSTALL = "pip install -r requirements.txt -c requirements.lock (or: rm -f .venv/installed, then make plan)"
 FICLONE = 0x40049409
-SHM = Path("/dev/shm")
+DEVICES, SHM = Path("/dev"), Path("/dev/shm")
 SHM_NEEDED = 256e6  # bytes: a few batches per worker of a training
 DISK_NEEDED = 5e9  # bytes, where no run has been recorded yet
 PICTURES = {".png": b"\x89PNG\r\n\x1a\n", ".jpg": b"\xff\xd8", ".jpeg": b"\xff\xd8"}
@@ -183,7 +183,7 @@ def check_gpu() -> Findings:
             seen = torch.cuda.get_device_properties(i)
             bf16 = "bfloat16" if seen.major >= 8 else "no bfloat16: keep `precision: float32`"
             yield ok(f"{seen.name}, {_size(seen.total_memory)}, {bf16}")
-    elif any(Path("/dev").glob("nvidia[0-9]*")):
+    elif any(DEVICES.glob("nvidia[0-9]*")):
         built = torch.version.cuda or "no CUDA"
         advice = "compare `nvidia-smi` (driver) with that, or unset CUDA_VISIBLE_DEVICES"
         yield note(f"there is an NVIDIA device, but torch {torch.__version__} (built for {built}) sees none", advice)

@@ -217,9 +217,12 @@ class Checkout:
         path, before = item.fs_path, {}
         for stage in self.graph:
             before |= {o.fs_path: o.hash_info for o in stage.outs if o.hash_info and _overlap(path, o.fs_path)}
-        inside = not any(_inside(path, out) for out in before)
-        found = self.assemble(path, self.present(item)[2] if inside else None, before) if before else None
-        return found if isinstance(found, Tree) and found.hash_info == item.hash_info else None
+        # What no stage makes may have been there too: the files that lie here now are tried as well.
+        for base in (None, self.present(item)[2]) if before else ():
+            found = self.assemble(path, base, before)
+            if isinstance(found, Tree) and found.hash_info == item.hash_info:
+                return found
+        return None
 
     def params(self, dep: ParamsDependency) -> dict:
         """The present values of the keys that `dep` declares; keys that are not there are left out."""
