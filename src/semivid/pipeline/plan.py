@@ -27,8 +27,8 @@ from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
+from dvc.stage import cache as run_cache
 from dvc.stage.serialize import to_single_stage_lockfile
-from dvc.utils import dict_sha256
 from dvc.utils.serialize import load_path
 from dvc_data.hashfile.build import build
 from dvc_data.hashfile.hash_info import HashInfo
@@ -346,12 +346,10 @@ class Checkout:
         return entry if self.repo.stage_cache._create_stage(entry, wdir=stage.wdir).outs_cached() else None
 
     def _run_cache_entry(self, wanted: dict) -> dict | None:
-        key = wanted | {"outs": [o["path"] for o in wanted.get("outs", [])]}
-        cache = self.repo.stage_cache
-        value = dict_sha256(key, exclude=[Meta.PARAM_SIZE, Meta.PARAM_NFILES])
-        folder = Path(cache.cache_dir) / value[:2] / value
+        key, cache = run_cache._get_cache_hash(wanted, key=True), self.repo.stage_cache
+        folder = Path(cache._get_cache_dir(key))
         entries = sorted(folder.iterdir(), key=lambda f: f.stat().st_mtime) if folder.is_dir() else []
-        return cache._load_cache(value, entries[-1].name) if entries else None
+        return cache._load_cache(key, entries[-1].name) if entries else None
 
     def step(
         self, stage, stale: dict[str, Step], made: dict[str, HashInfo | None], left_over: list[str]
@@ -384,13 +382,26 @@ class Checkout:
                     step.verdict = "unchanged"
                     outs = {o.fs_path: self.present(o)[1] for o in stage.outs}
                 elif entry := self.known_result(stage, hashes):
-                    step.verdict = "restored"
+                    step.verdict, step.note = "restored", self._overlooked(stage, entry)
                     found = {o["path"]: HashInfo("md5", o["md5"]) for o in entry["outs"]}
                     outs = {o.fs_path: found[o.def_path] for o in stage.outs}
                 else:
                     step.verdict = "runs"
         made.update(outs)
         return step
+
+    def _overlooked(self, stage, entry: dict) -> str:
+        """A warning if DVC restores what was made with other parameters: its run cache is blind to some keys."""
+        changed = []
+        for dep in [d for d in stage.deps if isinstance(d, ParamsDependency)]:
+            before = entry.get("params", {}).get(dep.def_path, {})
+            changed += [r.what for k, v in self.params(dep).items() for r in _changes(k, before.get(k, _NOTHING), v)]
+        if not changed:
+            return ""
+        return (
+            f"WRONG RESULT: DVC will restore what another {some(changed, 3)} made, since its run cache overlooks keys "
+            f"named size or nfiles (treeverse/dvc#10296): `dvc repro --force --single-item {stage.addressing}`"
+        )
 
     # ---- how long, how much
 
