@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from ruamel.yaml import YAML, YAMLError
 
-from semivid.errors import UserError
+from semivid.errors import UserError, explain_yaml
 
 VOID = 255
 _KEYS = ("name", "colour", "ids", "colours")
@@ -134,14 +134,6 @@ def _entries(path: Path) -> list[dict]:
     if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
         raise UserError(f"{path}: must be a list of classes, each with name, colour and ids or colours")
     return entries
-
-
-def explain_yaml(error: Exception) -> str:
-    """What is wrong in a YAML text, and where, in one line."""
-    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-    if mark is None or problem is None:
-        return "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 def read_class_file(path: str | Path) -> tuple[Classes, MaskCode]:

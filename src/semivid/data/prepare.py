@@ -22,8 +22,7 @@ from semivid.data.cameras import Camera, read_camera_json, write_cameras
 from semivid.data.classes import VOID, MaskCode, read_class_file, write_classes
 from semivid.data.index import Frame, read_index, write_index
 from semivid.data.readers import RawFrame, Reader, get_reader
-from semivid.data.readers.base import raise_all, shown
-from semivid.errors import UserError
+from semivid.errors import UserError, raise_all, shown
 
 _SUFFIX = {"jpg": ".jpg", "png": ".png"}
 _FORMAT = {"jpg": "JPEG", "png": "PNG"}

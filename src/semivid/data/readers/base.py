@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 from pathlib import Path
 
-from semivid.errors import UserError
+from semivid.errors import UserError, raise_all, shown
 
 PICTURES = (".jpg", ".jpeg", ".png")
 LONGEST_NAME = 200  # bytes; file systems take 255, and temporaries and other suffixes need some
@@ -146,17 +146,6 @@ class Reader:
                 "file for all frames"
             )
         return frames
-
-
-def shown(name: object) -> str:
-    """A path or name as text of one line: line breaks, control characters and broken UTF-8 as escapes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
-
-
-def raise_all(faults: list[str]) -> None:
-    """UserError of one line per fault; nothing if there are none."""
-    if faults:
-        raise UserError("\n".join(faults))
 
 
 def _unusable(name: str) -> str:

@@ -8,8 +8,8 @@ lists ``splits/camvid_{train,val}.txt`` divide them, and the split test is all t
 import re
 from pathlib import Path
 
-from semivid.data.readers.base import RawFrame, Reader, odd_names, pictures, shown
-from semivid.errors import UserError
+from semivid.data.readers.base import RawFrame, Reader, odd_names, pictures
+from semivid.errors import UserError, shown
 
 _NAME = re.compile(r"(.+)_f?(\d+)")
 

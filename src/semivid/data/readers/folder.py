@@ -12,8 +12,8 @@ from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 
-from semivid.data.readers.base import RawFrame, Reader, pictures, raise_all, shown
-from semivid.errors import UserError
+from semivid.data.readers.base import RawFrame, Reader, pictures
+from semivid.errors import UserError, raise_all, shown
 
 _NUMBER = re.compile(r"(.*?)(\d+)")
 
