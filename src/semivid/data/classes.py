@@ -107,8 +107,6 @@ def _colours(mask: Image.Image) -> np.ndarray:
     """The colours of a mask, int32 (H, W), r << 16 | g << 8 | b."""
     if mask.mode not in ("RGB", "RGBA", "P", "L", "LA", "1"):
         raise ValueError(f"mode {mask.mode}, but the classes file lists colours (RGB)")
-    if "transparency" in mask.info:
-        mask = mask.convert("RGBA")  # else Pillow warns
     rgb = np.asarray(mask if mask.mode == "RGB" else mask.convert("RGB")).astype(np.int32)
     return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
 

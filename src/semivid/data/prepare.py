@@ -8,6 +8,7 @@ not: docs/own_data.md. Every unusable file is reported at once, one line each.
 import hashlib
 import io
 import os
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -260,8 +261,6 @@ def _prepare_frame(source: Path, target: Path, size: Size, format: str, quality:
     else:
         if orientation != _UPRIGHT:
             image = ImageOps.exif_transpose(image)
-        if "transparency" in image.info:
-            image = image.convert("RGBA")  # else Pillow warns
         picture = resize_frame(image.convert("RGB"), size)
         options = {"quality": quality, "subsampling": 0} if format == "jpg" else {"compress_level": 4}
         picture.save(part, _FORMAT[format], **options)
@@ -364,7 +363,8 @@ def _cameras(
 def _run(function: Callable, jobs: list, workers: int, progress: Progress | None) -> list:
     """All results in order. Threads suffice: Pillow decodes, resizes and encodes without Python's lock."""
     results = []
-    with ThreadPoolExecutor(max(1, workers)) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(max(1, workers)) as pool:
+        warnings.simplefilter("ignore")  # Pillow's, of broken EXIF and the like
         try:
             for result in pool.map(function, jobs):
                 results.append(result)
