@@ -25,10 +25,10 @@ repro: $(VENV)/installed       ## the same with DVC as the engine, one stage aft
 	dvc repro
 
 plan: $(VENV)/installed        ## what would run, why, how long: make plan [STAGE="train results/table3.csv"] [CORES=8]
-	@$(BIN)/python -m semivid.pipeline.plan $(STAGE) $(if $(CORES),--cores $(CORES))
+	@"$(BIN)"/python -m semivid.pipeline.plan $(STAGE) $(if $(CORES),--cores $(CORES))
 
 doctor:                        ## what is missing on this machine and how to get it (works without .venv)
-	@PYTHONPATH=src $(or $(wildcard $(BIN)/python),$(PYTHON)) -m semivid.pipeline.doctor
+	@PYTHONPATH=src $(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -m semivid.pipeline.doctor
 
 test: $(VENV)/installed-test   ## the whole test suite, under 15 minutes on two cores
 	"$(BIN)"/python -m pytest -m "not slow"
