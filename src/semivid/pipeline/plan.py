@@ -489,7 +489,7 @@ def make_plan(targets: Sequence[str] = (), cores: int | None = None) -> Plan:
     except DvcException as error:
         raise UserError(f"dvc: {' '.join(str(error).split())}") from None
     for step in stale.values():
-        step.note = _last_run(step.name) or step.note
+        step.note = "; ".join(filter(None, (step.note, _last_run(step.name))))
     pid = holder(LOCKS / "snakemake.lock")
     return Plan(
         [s.addressing for s in order],
