@@ -308,7 +308,8 @@ def test_locks(here):
     assert the_one("locks") == ("ok", "ok locks: no engine at work, no lock left over")
     for folder in (".work/locks", ".dvc/tmp"):
         (here / folder).mkdir(parents=True)
-    names = [".work/locks/snakemake.lock", ".work/locks/train@a-1.lock", ".dvc/tmp/lock"]
+    names = [".work/locks/snakemake.lock", ".work/locks/train@a-1.lock", ".work/locks/train@a-1.runner.lock"]
+    names.append(".dvc/tmp/lock")
     code = "import fcntl,sys\nfs=[open(n,'w') for n in sys.argv[1:]]\n[fcntl.lockf(f,fcntl.LOCK_EX) for f in fs]\n"
     code += "print('held',flush=True)\nsys.stdin.read()"
     other = subprocess.Popen([sys.executable, "-c", code, *names], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -689,6 +689,12 @@ def test_a_broken_description_is_one_line(pipeline, file, text, said):
     assert "\n" not in str(error.value)
 
 
+def test_an_unpacked_zip_is_told_what_to_do(pipeline):
+    pipeline.path(".dvc/config").write_text("")
+    with pytest.raises(UserError, match="core.no_scm true"):
+        plan.make_plan()
+
+
 def test_looking_changes_nothing(pipeline):
     """Neither files nor DVC's records; an engine at work is not waited for."""
     pipeline.set(options__a=9)

@@ -432,7 +432,7 @@ def check_locks() -> Findings:
     """Other engines at work, and locks of processes that are gone."""
     found = []
     for path in sorted(Path(".work/locks").glob("*.lock")):
-        if pid := holder(path):
+        if not path.stem.endswith(".runner") and (pid := holder(path)):
             what = "a Snakemake" if path.stem == "snakemake" else f"the stage {path.stem}"
             found.append(note(f"{what} is at work here (process {pid})", "wait for it, or stop it"))
     if pid := holder(Path(".dvc/tmp/lock")):

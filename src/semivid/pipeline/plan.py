@@ -26,6 +26,7 @@ import yaml
 from dvc.dependency import ParamsDependency
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.scm import SCMError
 from dvc.stage import PipelineStage
 from dvc.stage import cache as run_cache
 from dvc.stage.serialize import to_single_stage_lockfile
@@ -486,10 +487,12 @@ def make_plan(targets: Sequence[str] = (), cores: int | None = None) -> Plan:
             if stage in chosen and (step := checkout.step(stage, stale, made, left_over)):
                 stale[step.name] = step
         checkout.estimate(stale.values())
+    except SCMError as error:  # an unpacked zip; `make` has set this itself
+        raise UserError(f"{error}; DVC works without git after `dvc config --local core.no_scm true`") from None
     except DvcException as error:
         raise UserError(f"dvc: {' '.join(str(error).split())}") from None
     for step in stale.values():
-        step.note = _last_run(step.name) or step.note
+        step.note = "; ".join(filter(None, (step.note, _last_run(step.name))))
     pid = holder(LOCKS / "snakemake.lock")
     return Plan(
         [s.addressing for s in order],

@@ -168,7 +168,7 @@ def _expected(plan: Plan) -> list[str]:
     wall = duration(plan.seconds(["runs", "maybe"], plan.cores))
     cores = f"{plan.cores} core{'s' * (plan.cores > 1)}"
     line = f"expected: {least}{upper}{wall} with snakemake on {cores}"
-    line += f", {upper}{duration(sum(s.seconds for s in runs))} with dvc repro"
+    line += f", {least}{upper}{duration(sum(s.seconds for s in runs))} with dvc repro"
     if len(certain) < len(runs):
         line += f", if all of them run ({duration(plan.seconds(['runs'], plan.cores))} for those that certainly do)"
     own = [s for s in runs if s.seconds_from == "recorded"]
