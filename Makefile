@@ -4,17 +4,18 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: table3 repro test check check-slow lint format benchmarks preset keep plan
+.PHONY: table3 repro test check check-slow lint format benchmarks preset keep plan doctor
 .DEFAULT_GOAL := table3
 
 $(VENV)/installed: requirements.txt requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	"$(BIN)"/pip install --quiet --disable-pip-version-check -r requirements.txt -c requirements.lock
+	"$(BIN)"/pip install --quiet --disable-pip-version-check --no-deps -e .
+	git rev-parse >/dev/null 2>&1 || "$(BIN)"/dvc config --quiet --local core.no_scm true
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-test.txt -c requirements.lock
+	"$(BIN)"/pip install --quiet --disable-pip-version-check -r requirements-test.txt -c requirements.lock
 	touch $@
 
 table3: $(VENV)/installed      ## raw video to results/table3.csv, and what belongs to it (report, depth scores), on all cores
@@ -23,14 +24,17 @@ table3: $(VENV)/installed      ## raw video to results/table3.csv, and what belo
 repro: $(VENV)/installed       ## the same with DVC as the engine, one stage after the other
 	dvc repro
 
-plan: $(VENV)/installed        ## what would run, and nothing else
-	snakemake --dry-run --quiet rules
+plan: $(VENV)/installed        ## what would run, why, how long: make plan [STAGE="train results/table3.csv"] [CORES=8]
+	@"$(BIN)"/python -m semivid.pipeline.plan $(STAGE) $(if $(CORES),--cores $(CORES))
+
+doctor:                        ## what is missing on this machine and how to get it (works without .venv)
+	@PYTHONPATH=src $(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -m semivid.pipeline.doctor
 
 test: $(VENV)/installed-test   ## the whole test suite, under 15 minutes on two cores
-	$(BIN)/python -m pytest -m "not slow"
+	"$(BIN)"/python -m pytest -m "not slow"
 
 check-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow
+	"$(BIN)"/python -m pytest -m slow
 
 lint: $(VENV)/installed-test   ## ruff, snakefmt, snakemake --lint
 	ruff check .
@@ -44,10 +48,10 @@ format: $(VENV)/installed-test
 	snakefmt Snakefile
 
 benchmarks: $(VENV)/installed-test
-	$(BIN)/python -m benchmarks
+	"$(BIN)"/python -m benchmarks
 
 preset: $(VENV)/installed      ## make preset NAME=camvid DATA=path/to/camvid : switch params.yaml
-	$(BIN)/python -m semivid.pipeline.preset $(NAME) $(DATA)
+	"$(BIN)"/python -m semivid.pipeline.preset "$(NAME)" $(if $(DATA),"$(DATA)")
 
 keep: $(VENV)/installed        ## make keep NAME=camvid : copy the results and their params to results/NAME
-	$(BIN)/python -m semivid.pipeline.keep $(NAME)
+	"$(BIN)"/python -m semivid.pipeline.keep "$(NAME)"

@@ -11,9 +11,11 @@ from semivid.pipeline.bridge import (
     remove_orphans,
     write_stamps,
 )
+from semivid.pipeline.slurm import cluster_has_gpus
 
 try:
     STAGES = read_stages(check=workflow.is_main_process)
+    GPUS = not config.get("slurm") or cluster_has_gpus()
 except UserError as error:
     raise WorkflowError(str(error))
 if workflow.is_main_process:
@@ -52,8 +54,8 @@ for stage in STAGES:
         resources:
             mem_mb=stage.meta.get("mem_mb", 2000),
             runtime=stage.meta.get("minutes", 60),
-            gpu=stage.meta.get("gpus", 0),
+            gpu=stage.meta.get("gpus", 0) if GPUS else 0,
         params:
             stage=stage.name,
         shell:
-            "PYTHONPATH=src SEMIVID_PROGRESS=plain SEMIVID_WORKERS={threads} dvc --wait-for-lock repro --quiet --single-item {params.stage}"
+            "exec env PYTHONPATH=src${{PYTHONPATH:+:$PYTHONPATH}} SEMIVID_PROGRESS=plain SEMIVID_WORKERS={threads} python -m semivid.pipeline.run {params.stage}"

@@ -32,4 +32,5 @@ def test_the_lock_file_holds_every_requirement_at_its_version_and_no_host():
     text = (ROOT / "requirements.lock").read_text()
     assert "//" not in text and "@" not in text
     locked = pins(text)
-    assert {name: locked.get(name) for name in requirements()} == requirements()
+    wanted = requirements() | pins((ROOT / "requirements-slurm.txt").read_text())
+    assert {name: locked.get(name) for name in wanted} == wanted

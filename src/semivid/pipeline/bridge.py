@@ -17,6 +17,7 @@ from typing import IO
 
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
+from dvc.scm import SCMError
 from ruamel.yaml import YAML
 
 from semivid.errors import UserError
@@ -67,12 +68,16 @@ def read_stages(check: bool) -> list[DvcStage]:
 
     check: ask DVC which are stale (with everything downstream of them). Only one process of a run may ask: DVC
     refuses while another stage runs. Without it no stage counts as stale.
-    Raises UserError if dvc.yaml or params.yaml cannot be read, or another engine is at work in this checkout.
+    Raises UserError if dvc.yaml or params.yaml cannot be read, there is no git, or another engine is at work in this
+    checkout.
     """
     try:
         repo = Repo(".")
         graph = repo.index.graph  # an edge leads from a stage to one it depends on
         changed = repo.status() if check else {}
+    except SCMError as error:  # an unpacked zip; `make` has set this itself
+        hint = "DVC works without git after `dvc config --local core.no_scm true`"
+        raise UserError(f"{error}; {hint}") from None
     except DvcException as error:
         raise UserError(f"dvc: {' '.join(str(error).split())}") from None
     stages: dict[str, DvcStage] = {}

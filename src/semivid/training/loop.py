@@ -195,7 +195,11 @@ def write_curves(folder: Path, history: History) -> None:
     """Write `history` as DVCLive files (`dvc plots show`, `dvc metrics show`): one TSV per value, a summary JSON."""
     from dvclive import Live
 
-    with Live(dir=str(folder), resume=False, save_dvc_exp=False, dvcyaml=None, monitor_system=False) as live:
+    class Curves(Live):
+        def _init_dvc(self) -> None:
+            """The pipeline records experiments, not DVCLive; its look at git fails where there is no commit yet."""
+
+    with Curves(dir=str(folder), resume=False, save_dvc_exp=False, dvcyaml=None, monitor_system=False) as live:
         for row in history:
             live.step = int(row["step"])
             for name, value in row.items():
