@@ -153,10 +153,6 @@ def matching(names, patterns):
     return {n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns)}
 
 
-def matching(names, patterns):
-    return {n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns)}
-
-
 def both_name(checkout, patterns):
     """What is stale, which both engines name alike and as expected."""
     expected = matching(checkout.names(), patterns)
