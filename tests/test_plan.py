@@ -691,7 +691,7 @@ def test_a_broken_description_is_one_line(pipeline, file, text, said):
 
 def test_an_unpacked_zip_is_told_what_to_do(pipeline):
     pipeline.path(".dvc/config").write_text("")
-    with pytest.raises(UserError, match=r"core\\.no_scm true"):
+    with pytest.raises(UserError, match=r"core\.no_scm true"):
         plan.make_plan()
 
 
