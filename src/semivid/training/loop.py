@@ -23,7 +23,9 @@ from semivid.training.rng import torch_seed
 from semivid.training.runtime import Runtime
 
 log = logging.getLogger("semivid")
+# A resume file is written this long after the last one, or after that many steps.
 CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_STEPS = 1000
 SOURCES = Path(__file__).resolve().parent.parent
 
 History = list[dict[str, float]]
@@ -132,7 +134,7 @@ def fit(
 
     previous_handlers = {number: signal.signal(number, on_stop) for number in (signal.SIGTERM, signal.SIGINT)}
     log_every = max(1, iterations // 50)
-    last_saved = time.monotonic()
+    last_saved, saved_step = time.monotonic(), start
     progress = Progress(title, start, iterations)
     try:
         for step, batch in enumerate(batches(streams, start, iterations, workers), start):
@@ -161,7 +163,8 @@ def fit(
             if row:
                 history.append({"step": done, **row})
             progress.advance(done, row)
-            if not last and (stop_asked or time.monotonic() - last_saved > CHECKPOINT_SECONDS):
+            due = time.monotonic() - last_saved > CHECKPOINT_SECONDS or done - saved_step >= CHECKPOINT_STEPS
+            if not last and (stop_asked or due):
                 state = {
                     "key": key,
                     "step": done,
@@ -173,7 +176,7 @@ def fit(
                 # A finite loss can still have had gradients that are not: the state itself is looked at.
                 _refuse_nan(title, _tensors(state, "state"), done, checkpoint)
                 save_resume(checkpoint, state)
-                last_saved = time.monotonic()
+                last_saved, saved_step = time.monotonic(), done
             if stop_asked and not last:
                 log.info("stopped at step %d on request; the same command continues", done)
                 raise SystemExit(128 + stop_asked)
