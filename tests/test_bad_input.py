@@ -699,7 +699,7 @@ class Harmful:
 def _weights(kind, folder: Path) -> Path:
     from semivid.models.encoders import build_encoder
 
-    path = folder / f"{kind}.{'pth' if kind in ('code', 'cut') else 'safetensors'}"
+    path = folder / f"{kind}.{'pth' if kind in ('code', 'cut', 'page') else 'safetensors'}"
     if kind == "absent":
         return path
     if kind == "code":
@@ -730,7 +730,7 @@ def _weights(kind, folder: Path) -> Path:
     [
         ("absent", ("absent.safetensors: no such file", "give the path")),
         ("zero", ("zero.safetensors: cannot be read as a weights file", "again")),
-        ("page", ("page.safetensors: cannot be read as a weights file", "again")),
+        ("page", ("page.pth: cannot be read as a weights file", "again")),
         ("cut", ("cut.pth: cannot be read as a weights file", "again")),
         ("other", ("other.safetensors: does not fit this network", "ResNet-18, wanted is an EfficientNet")),
         ("nan", ("nan.safetensors: 1 of 288 tensors hold values that are infinite or not a number", "conv_stem")),
