@@ -13,6 +13,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -193,8 +194,10 @@ def test_every_bad_frame_of_all_splits_is_one_line_of_one_report(place):
     good = place.path("frames/train/t/0.png").read_bytes()
     place.write("frames/train/t/cut.png", good[: len(good) // 2])
     place.write("frames/train/t/flipped.png", good[:200] + bytes([good[200] ^ 255]) + good[201:])
+    head = b"IHDR" + (60000).to_bytes(4) * 2 + good[24:29]
+    place.write("frames/train/t/bomb.png", good[:12] + head + zlib.crc32(head).to_bytes(4) + good[33:])
     place.save("frames/train/t/half.jpg", picture(1))
-    place.write("frames/train/t/half.jpg", place.path("frames/train/t/half.jpg").read_bytes()[:500])
+    place.write("frames/train/t/half.jpg", place.path("frames/train/t/half.jpg").read_bytes()[:-300])
     place.write("frames/val/v/page.jpg", "<html>not found</html>")
     place.save("frames/train/t/wide.png", picture(2, (80, 32)))
     place.save("frames/train/t/deep.png", Image.fromarray(np.zeros(SIZE[::-1], np.uint16)))
@@ -205,11 +208,12 @@ def test_every_bad_frame_of_all_splits_is_one_line_of_one_report(place):
     lines = place.refused(
         "frames",
         [
-            "9 of 16 frames cannot be used; replace or remove these files:",
+            "10 of 17 frames cannot be used; replace or remove these files:",
             "frames/train/t/empty.png: an empty file",
             "frames/val/v/empty.png: an empty file",
             "frames/train/t/cut.png: ",
             "frames/train/t/flipped.png: ",
+            ("frames/train/t/bomb.png: ", "3600000000 pixels"),
             "frames/train/t/half.jpg: image file is truncated",
             "frames/val/v/page.jpg: not a picture",
             "frames/train/t/wide.png: 80x32, but its sequence is 64x32",

@@ -73,7 +73,7 @@ def test_a_shallow_clone_that_is_dirty_works(source, tmp_path):
     (folder / "results").mkdir()
     (folder / "results/notes.md").write_text("mine")
     pipeline.run("git", "add", "stages/own.py")
-    before = pipeline.run("git", "status", "--porcelain").splitlines()
+    before = pipeline.run("git", "status", "--porcelain", "-uall").splitlines()
     runs_in_both_engines(pipeline)
     assert set(before) <= set(pipeline.run("git", "status", "--porcelain", "-uall").splitlines())
     assert "edited" in (folder / "data/prepared/part.txt").read_text()

@@ -1,6 +1,7 @@
 """What one checkout has made, another gets from a remote and from git, and neither engine does it again."""
 
 import os
+import re
 import subprocess
 import tempfile
 
@@ -156,3 +157,17 @@ def test_a_cache_on_another_disk_is_linked_to(tmp_path):
         for name in ("data/prepared/part.txt", "models/a.txt"):
             assert str((pipeline.folder / name).resolve()).startswith(cache), name
         assert pipeline.clean() and pipeline.planned() == []
+
+
+# ---- a page about the last runs
+
+
+def test_snakemake_reports_on_its_runs_in_one_file(history, tmp_path):
+    pipeline = history.copy(tmp_path / "copy")
+    pipeline.snakemake("--report", ".work/report.html")
+    page = (pipeline.folder / ".work/report.html").read_text()
+    for rule in ("train_a", "score_a", "table"):  # Snakemake ran these
+        assert f'"{rule}"' in page
+    assert not re.search(r"""<(script|link|img)[^>]+(src|href)=["']?(https?:)?//""", page), "needs the network"
+    assert pipeline.clean()
+    assert ".work" not in pipeline.run("git", "status", "--porcelain")

@@ -99,12 +99,14 @@ def with_gpus(tmp_path_factory):
 def test_resources_are_those_of_the_stage(with_gpus, sinfo, slurm, gpus, tmp_path, monkeypatch):
     """Without Slurm the number only limits how many run at once, where --resources gpu=N is given."""
     fake_sinfo(tmp_path, monkeypatch, sinfo)
-    output = with_gpus.snakemake("--dry-run", "--cores", "2", *(("--config", "slurm=true") if slurm else ()), "train_a")
-    (training,) = re.findall(r"^rule train_a:\n(.*?)\n\n", output, re.M | re.S)
+    options = ("--config", "slurm=true") if slurm else ()
+    output = with_gpus.snakemake("train_a", "--dry-run", "--cores", "2", *options)
+    rules = dict(re.findall(r"^rule (\w+):\n((?: .*\n)+)", output, re.M))
+    assert set(rules) == {"prepare", "train_a"}
+    training, preparing = rules["train_a"], rules["prepare"]
     asked = dict(item.split("=") for item in re.search(r"resources: (.*)", training)[1].split(", "))
     assert (asked["mem_mb"], asked["runtime"], asked.get("gpu", "0")) == ("1234", "77", str(gpus))
     assert "threads: 2" in training
-    (preparing,) = re.findall(r"^rule prepare:\n(.*?)\n\n", output, re.M | re.S)
     assert "mem_mb=2000" in preparing and "runtime=60" in preparing and "gpu=1" not in preparing
 
 

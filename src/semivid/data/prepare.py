@@ -349,7 +349,7 @@ def _cameras(
             try:
                 camera = read_camera_json(frame.camera, source.size, reader.camera_size).resized(*size)
             except UserError as error:
-                faults.append(str(error))
+                faults += [str(error)] * (str(error) not in faults)  # once for all sizes of frames
                 continue
             if camera not in names:
                 name = frame.camera.stem.removesuffix("_camera")
