@@ -205,9 +205,10 @@ def video(here):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB" if kind == "frames" else "L", (8, 4)).save(path)
     (here / "classes.yaml").write_text("- {name: road, colour: [128, 64, 128], ids: [0]}\n")
+    (here / "camera.json").write_text('{"fov_x": 60}')
     params = small_params()
     params["data"] |= {
-        "source": "folder", "camera": "", "classes": "classes.yaml",
+        "source": "folder", "camera": "camera.json", "classes": "classes.yaml",
         "frames": {s: f"video/frames/{s}" for s in ("train", "val")},
         "masks": {s: f"video/masks/{s}" for s in ("train", "val")},
     }  # fmt: skip
@@ -250,8 +251,11 @@ def test_unreadable_masks_empty_splits_and_masks_of_other_frames(here, video):
     assert found("data")[1][0] == "MISSING" and "belongs to a frame" in found("data")[1][1]
     for path in (here / "video/frames/train").iterdir():
         path.unlink()
-    level, line = found("data")[0]
-    assert level == "MISSING" and "no frames in video/frames/train" in line
+    (here / "video/masks/val/other.png").unlink()
+    Image.new("L", (8, 4)).save(here / "video/masks/val/f0.png")
+    (level, line), val = found("data")
+    assert level == "MISSING" and "no frames" in line and "video/frames/train" in line
+    assert val == ("ok", "ok data: val: 2 frames, 1 masks"), "the other splits are looked at all the same"
 
 
 def test_many_files_are_sampled_and_that_is_said(here, video, monkeypatch):

@@ -352,6 +352,21 @@ def test_missing_outputs_and_cache_objects(pipeline):
     assert check_prediction(pipeline, steps) >= {"prepare", *TRAIN}
 
 
+def test_stages_that_always_run(pipeline):
+    pipeline.dvc_yaml(
+        DVC_YAML  # one that DVC calls a callback, neither reading nor writing, and one that is declared
+        + "  clock:\n    cmd: echo now >> log\n"
+        + "  again:\n    cmd: wc -l raw/a.txt > lines\n    always_changed: true\n    deps:\n      - raw/a.txt\n"
+        + "    outs:\n      - lines\n"
+    )
+    pipeline.repro()
+    steps = pipeline.plan()
+    assert {n: texts(s) for n, s in steps.items()} == {
+        n: ["always runs (declared so, or without dependencies)"] for n in ("clock", "again")
+    }
+    assert verdicts(steps) == {"clock": "runs", "again": "runs"}
+
+
 # ---- what will happen
 
 
@@ -564,12 +579,16 @@ def test_expected_sizes_by_hand(pipeline):
     assert (steps["prepare"].bytes, steps["prepare"].bytes_from) == (19, "recorded")
     assert (steps["train@a-1"].bytes, steps["train@c-1"].bytes) == (sizes[0], round(sum(sizes) / 4))
     assert steps["train@c-1"].bytes_from == "mean of 4 train@*"
+    shutil.move("dvc.yaml", "old.yaml")
+    pipeline.dvc_yaml(Path("old.yaml").read_text() + "  fresh:\n    cmd: touch fresh\n    outs:\n      - fresh\n")
+    assert "for 14 stages (1 of unknown size)" in render(plan.make_plan())
+    shutil.move("old.yaml", "dvc.yaml")
     document = plan.make_plan().as_json()
     assert document["expected"]["new_bytes"] == sum(s["bytes"] for s in document["stale"])
     pipeline.path("dvc.lock").unlink()
     shutil.rmtree(pipeline.path(".dvc/cache"))
     assert plan.make_plan().as_json()["stale"][0]["bytes"] is None
-    assert "(14 of unknown size)" in render(plan.make_plan())
+    assert "disk: not known before a first run" in render(plan.make_plan())
 
 
 def test_too_little_disk_is_said(pipeline, monkeypatch):

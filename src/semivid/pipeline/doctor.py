@@ -235,12 +235,17 @@ def check_data() -> Findings:
         yield ok("not rendered yet: the stage `render` makes data/raw")
     if absent:
         return
+    advice = "correct params.yaml or the data"
     try:
         reader = get_reader(data)
-        for split in reader.splits:
-            yield from _check_split(reader, split)
     except UserError as error:
-        yield missing(str(error), "correct params.yaml or the data")
+        yield missing(str(error), advice)
+        return
+    for split in reader.splits:
+        try:
+            yield from _check_split(reader, split)
+        except UserError as error:
+            yield missing(str(error), advice)
 
 
 def _check_split(reader, split: str) -> Findings:
@@ -314,7 +319,8 @@ def check_disk() -> Findings:
         yield note(f"{_size(free)} free; sizes of {unknown} stages that may run are not known yet", advice)
     else:
         more = f"; {unknown} stages have no recorded size" if unknown else ""
-        yield ok(f"{_size(free)} free, {_size(needed)} needed by {len(runs)} stages that may run{more}")
+        told = f"{_size(needed)} needed by {len(runs)} stages that may run{more}" if runs else "nothing is to be run"
+        yield ok(f"{_size(free)} free, {told}")
 
 
 def check_writing() -> Findings:

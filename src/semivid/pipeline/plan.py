@@ -141,6 +141,7 @@ class Checkout:
         self.recorded = (yaml.load(lock.read_text(), loader) or {}).get("stages", {}) if lock.exists() else {}
         self._present: dict[str, tuple[Meta, HashInfo, Tree | None]] = {}
         self._params: dict[str, dict] = {}
+        self._values: dict[tuple[str, str], Any] = {}
         self._trees: dict[str, Tree | None] = {}
 
     def order(self) -> list:
@@ -231,10 +232,13 @@ class Checkout:
             self._params[dep.fs_path] = load_path(dep.fs_path, dep.fs) if dep.exists else {}
         whole, found = self._params[dep.fs_path], {}
         for key in dep.params or whole:
-            try:
-                found[key] = dpath.get(whole, key, separator=".")
-            except KeyError:
-                continue
+            if (place := (dep.fs_path, key)) not in self._values:  # dpath looks at every key of the file, each time
+                try:
+                    self._values[place] = dpath.get(whole, key, separator=".")
+                except KeyError:
+                    self._values[place] = _NOTHING
+            if self._values[place] is not _NOTHING:
+                found[key] = self._values[place]
         return found
 
     def left_over(self) -> list[str]:
@@ -252,7 +256,7 @@ class Checkout:
             pass  # a file of `dvc add` has neither a command nor dependencies
         elif stage.name not in self.recorded:
             return [Reason("never run")]
-        found = [Reason("always")] if stage.always_changed else []
+        found = [Reason("always")] if stage.always_changed or stage.is_callback else []
         if getattr(stage, "cmd_changed", False):
             found.append(Reason("command", old=self.recorded[stage.name].get("cmd"), new=stage.cmd))
         for dep in [] if stage.frozen else stage.deps:

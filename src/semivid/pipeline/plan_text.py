@@ -26,7 +26,7 @@ SHORT = 60  # characters of a value
 def reason_text(reason: Reason) -> str:
     """Why a stage is stale, in one line."""
     if reason.kind in ("never run", "always"):
-        return {"never run": "never run", "always": "declared `always_changed`"}[reason.kind]
+        return {"never run": "never run", "always": "always runs (declared so, or without dependencies)"}[reason.kind]
     if reason.kind == "command":
         return "command: {} -> {}".format(*_differing(str(reason.old), str(reason.new)))
     if reason.kind == "param":
@@ -183,7 +183,8 @@ def _expected(plan: Plan) -> list[str]:
     sized = [s for s in runs if s.bytes is not None]
     total = sum(s.bytes or 0 for s in sized)
     lost = f" for {len(sized)} stages ({len(runs) - len(sized)} of unknown size)" if len(sized) < len(runs) else ""
-    lines.append(f"    disk: {size_text(total)} of new outputs{lost}; {size_text(plan.free)} are free here")
+    new = f"{size_text(total)} of new outputs{lost}" if sized else "not known before a first run"
+    lines.append(f"    disk: {new}; {size_text(plan.free)} are free here")
     if total > plan.free:
         lines.append(
             f"    TOO LITTLE DISK: free {size_text(total - plan.free)} more, or move the cache (dvc cache dir PATH)"
