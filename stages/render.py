@@ -30,4 +30,15 @@ def main(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, ["data.source", "render"])
+    run_stage(
+        main,
+        [
+            "data.source",
+            "render.seed",
+            "render.size",
+            "render.snippets",
+            "render.frames_per_snippet",
+            "render.annotated",
+            "render.fps",
+        ],
+    )
