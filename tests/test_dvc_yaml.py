@@ -287,7 +287,7 @@ def test_dvc_resolves_every_stage_of_a_preset(tmp_path, monkeypatch, preset):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_the_run_cache_tells_all_parameters_apart(tmp_path, monkeypatch, preset):
-    """DVC leaves keys called `size` and `nfiles` out of a run's checksum: it would restore the output of another size."""
+    """DVC leaves keys called `size` and `nfiles` out of a run's checksum; it would restore another size."""
 
     def keys(value):
         if isinstance(value, dict):
