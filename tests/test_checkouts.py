@@ -175,7 +175,11 @@ def test_raw_data_are_only_read_by_the_engines(source, tmp_path, read_only):
     script = pipeline.folder / "stages/prepare.py"
     script.write_text(script.read_text().replace('"raw.txt"', f'"{data}/raw.txt"'))
     before = read_only(data)
-    runs_in_both_engines(pipeline)
+    pipeline.run("dvc", "repro", "--quiet", "prepare")
+    pipeline.set(prepare={"width": 5})
+    pipeline.snakemake("--cores", "2", "prepare")
+    assert pipeline.executed() == ["prepare", "prepare"]
+    assert "prepare" not in pipeline.stale()
     assert state(data) == before
 
 
