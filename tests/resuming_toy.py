@@ -158,7 +158,12 @@ class Checkout:
 
     def outputs(self):
         folders = [self.folder / name for name in ("data", "models", "runs", "results")]
-        paths = [p for f in folders for p in sorted(f.rglob("*")) if p.is_file() and p.name not in (".snakemake_timestamp", ".gitignore")]
+        paths = [
+            p
+            for f in folders
+            for p in sorted(f.rglob("*"))
+            if p.is_file() and p.name not in (".snakemake_timestamp", ".gitignore")
+        ]
         return {str(p.relative_to(self.folder)): p.read_bytes() for p in paths}
 
     def processes(self):

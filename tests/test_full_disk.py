@@ -29,7 +29,7 @@ def fill(folder, left):
         file.write(bytes(free - left))
 
 
-@pytest.mark.parametrize("left", [0, 16 << 10, 48 << 10])
+@pytest.mark.parametrize("left", [16 << 10, *[pytest.param(n, marks=pytest.mark.slow) for n in (0, 48 << 10)]])
 @pytest.mark.parametrize("command", [SNAKEMAKE, DVC], ids=["snakemake", "dvc"])
 def test_a_full_disk_costs_nothing_but_time(disk, command, left):
     checkout = Checkout(disk / "checkout")
