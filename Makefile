@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: table3 repro test check check-slow lint format benchmarks preset keep plan
+.PHONY: table3 repro test check check-slow lint format benchmarks preset keep plan doctor
 .DEFAULT_GOAL := table3
 
 $(VENV)/installed: requirements.txt requirements.lock pyproject.toml
@@ -24,8 +24,11 @@ table3: $(VENV)/installed      ## raw video to results/table3.csv, and what belo
 repro: $(VENV)/installed       ## the same with DVC as the engine, one stage after the other
 	dvc repro
 
-plan: $(VENV)/installed        ## what would run, and nothing else
-	snakemake --dry-run --quiet rules
+plan: $(VENV)/installed        ## what would run, why, how long: make plan [STAGE="train results/table3.csv"] [CORES=8]
+	@"$(BIN)"/python -m semivid.pipeline.plan $(STAGE) $(if $(CORES),--cores $(CORES))
+
+doctor:                        ## what is missing on this machine and how to get it (works without .venv)
+	@PYTHONPATH=src $(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -m semivid.pipeline.doctor
 
 test: $(VENV)/installed-test   ## the whole test suite, under 15 minutes on two cores
 	"$(BIN)"/python -m pytest -m "not slow"

@@ -45,5 +45,13 @@ def main(stage: Stage) -> None:
 if __name__ == "__main__":
     run_stage(
         main,
-        ["data.source", "data.frames", "data.camera", "data.holdout", "frames.size", "frames.format", "frames.quality"],
+        [
+            "data.source",
+            "data.frames",
+            "data.camera",
+            "data.holdout",
+            "frames.size",
+            "frames.format",
+            "frames.quality",
+        ],
     )

@@ -30,9 +30,8 @@ def main(stage: Stage) -> None:
             out_classes=classes,
             workers=stage.workers,
         )
-    for name in ("unmatched_masks", "unknown_colours"):
-        if summary[name]:
-            log.warning("warning: %s: %s; nothing of them is used", name.replace("_", " "), summary[name])
+    if summary["unmatched_masks"]:
+        log.warning("warning: masks without a frame of their name: %s; they are not used", summary["unmatched_masks"])
     log.info("%s", json.dumps(summary))
 
 

@@ -8,6 +8,7 @@ import torch
 from semivid.data.index import read_classes, read_index
 from semivid.data.store import FrameStore
 from semivid.data.streams import LabelledSamples, Stream, check_crop
+from semivid.errors import UserError
 from semivid.evaluation.confusion import scores
 from semivid.evaluation.inference import split_confusion
 from semivid.models.checkpoints import save_state
@@ -31,6 +32,12 @@ def main(stage: Stage) -> None:
     selection = Path(f"splits/selected/{args.selection}-{args.seed}.txt")
     candidates = {f.frame for f in index.select("train")}  # never a validation frame, whatever the list says
     labelled = [index.by_name[n] for n in first_labels(selection, args.labels, candidates)]
+    without = [f.frame for f in labelled if f.label is None]
+    if without:
+        raise UserError(
+            f"{selection}: {len(without)} of the first {args.labels} frames have no mask ({', '.join(without[:5])}"
+            f"{', ...' * (len(without) > 5)}); annotate them, or correct `data.masks` in params.yaml"
+        )
     log.info("%s on %d labelled frames", args.method, len(labelled))
 
     torch.manual_seed(torch_seed(args.seed, "network"))

@@ -54,7 +54,7 @@ KEYS = {  # at least one of every block of params.yaml: another value, and who m
 }
 FILES = {
     "src/semivid/methods/supervised.py": TRAINED,
-    "src/semivid/selection/diversity.py": DS_US,
+    "src/semivid/selection/diversity.py": ["disparity", *DS_US],
     "src/semivid/training/loop.py": [*DEPTH, *TRAINED],
     "src/semivid/evaluation/chart.py": ["report"],
     "src/semivid/pipeline/stage.py": [],  # plumbing: where and when things run, not what comes out
@@ -153,10 +153,6 @@ def matching(names, patterns):
     return {n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns)}
 
 
-def matching(names, patterns):
-    return {n for n in names if any(fnmatch.fnmatch(n, p) for p in patterns)}
-
-
 def both_name(checkout, patterns):
     """What is stale, which both engines name alike and as expected."""
     expected = matching(checkout.names(), patterns)
@@ -207,8 +203,15 @@ def test_a_changed_file_makes_both_engines_name_its_readers(checkout, file):
     assert checkout.named_by_dvc() == set()
 
 
-@pytest.mark.parametrize(("run", "restore"), [("snakemake", "dvc"), ("dvc", "snakemake")])
-@pytest.mark.parametrize("what", ["batch size", "mask", "seed less"])
+BACK_AND_FORTH = [
+    ("batch size", "snakemake", "dvc"),
+    ("seed less", "dvc", "snakemake"),
+    *[pytest.param(w, "dvc", "snakemake", marks=pytest.mark.slow) for w in ("batch size", "mask")],
+    *[pytest.param(w, "snakemake", "dvc", marks=pytest.mark.slow) for w in ("seed less", "mask")],
+]
+
+
+@pytest.mark.parametrize(("what", "run", "restore"), BACK_AND_FORTH)
 def test_no_others_run_and_taking_it_back_runs_nothing(checkout, what, run, restore):
     engines = {"snakemake": ("snakemake", "--cores", "2"), "dvc": ("dvc", "repro", "--quiet")}
     before = checkout.outputs()
@@ -228,8 +231,10 @@ def test_no_others_run_and_taking_it_back_runs_nothing(checkout, what, run, rest
     checkout.run(*engines[run])
     ran = checkout.commands_since(start)
     assert ran <= named
+    # DVC alone leaves the scores of removed runs in results/runs, which tables depend on as a folder.
+    left_over = set(TABLES) if what == "seed less" else set()
     if already:
-        assert ran == set(), "the result was known"
+        assert ran <= (left_over if run == "dvc" else set()), "the result was known"
     else:
         assert ran >= matching(named, surely)
     (checkout.folder / f".tried {what}").touch()
@@ -239,7 +244,6 @@ def test_no_others_run_and_taking_it_back_runs_nothing(checkout, what, run, rest
     undo()
     start = time.time_ns()
     checkout.run(*engines[restore])
-    left_over = TABLES if (what, restore) == ("seed less", "dvc") else []
-    assert checkout.commands_since(start) <= set(left_over)
+    assert checkout.commands_since(start) <= (left_over if restore == "dvc" else set())
     both_name(checkout, [])
     assert checkout.outputs() == before

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from semivid.data.cameras import Camera, read_camera_json, write_cameras
-from semivid.data.classes import VOID, Classes, read_class_file, write_classes
+from semivid.data.classes import VOID, Classes, MaskCode, read_class_file, write_classes
 from semivid.data.index import Frame, read_cameras, read_classes, read_index, write_index
+from semivid.data.readers.camvid import CamVidOriginalReader
+from semivid.data.readers.cityscapes import CityscapesReader
 from semivid.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -128,7 +130,14 @@ def test_camera_json_forms(tmp_path):
     assert read_camera_json(path, (1024, 512), None).fx == 2000
     with pytest.raises(UserError, match="another aspect ratio"):
         read_camera_json(path, (640, 480), (2048, 1024))
-    for text in ('{"intrinsic": {"fx": 1}}', "no json", '{"fov_x": 180}', "[1]"):
+    good = '{"intrinsic": {"fx": 2000, "fy": 2000, "u0": 1, "v0": 1}, "width": 640, "height": 480}'
+    bad = [
+        good.replace("2000", "NaN"),
+        good.replace("2000", "-1"),
+        good.replace("480", "0"),
+        good.replace("640", "1e999"),
+    ]
+    for text in ('{"intrinsic": {"fx": 1}}', "no json", '{"fov_x": 180}', "[1]", '{"fov_x": null}', *bad):
         path.write_text(text)
         with pytest.raises(UserError, match="is no camera file"):
             read_camera_json(path, (640, 480), None)
@@ -149,9 +158,12 @@ def test_cityscapes_encoding_fixture(data_dir):
     fixture = json.loads((data_dir / "three_ways_selection.json").read_text())["encode_segmap"]
     classes, code = read_class_file(ROOT / "presets/classes/cityscapes19.yaml")
     expected = [VOID if i == 250 else i for i in fixture["labelIds 0..33 ->"]]
-    ids = np.arange(256, dtype=np.uint8)[None]
+    code = code.with_void(CityscapesReader.void_ids, CityscapesReader.void_colours)
+    ids = np.array([[*range(34), 255]], np.uint8)
     got = code.encode(Image.fromarray(ids))[0]
-    assert got[:34].tolist() == expected and (got[34:] == VOID).all()
+    assert got[:34].tolist() == expected and got[34] == VOID
+    with pytest.raises(ValueError, match=r"ids that the classes file does not list: 35 \(2 pixels\), 34 \(1 pixels\)$"):
+        code.encode(Image.fromarray(np.array([[7, 35, 34, 35]], np.uint8)))
     assert len(classes) == 19 and classes.colours[10].tolist() == [70, 130, 180]
 
 
@@ -160,23 +172,61 @@ def test_camvid_classes_agree(data_dir):
     colours = json.loads((data_dir / "pseudo_camvid_masks.json").read_text())["colours"]
     original, code = read_class_file(ROOT / "presets/classes/camvid11_original.yaml")
     segnet, ids = read_class_file(ROOT / "presets/classes/camvid11_segnet.yaml")
-    picture = Image.fromarray(np.array([[*colours.values(), [1, 2, 3]]], np.uint8))
-    got = dict(zip([*colours, "unknown"], code.encode(picture)[0].tolist(), strict=True))
-    assert [n for n, v in got.items() if v == VOID] == ["Void", "unknown"]
+    code = code.with_void(CamVidOriginalReader.void_ids, CamVidOriginalReader.void_colours)
+    picture = Image.fromarray(np.array([[*colours.values()]], np.uint8))
+    got = dict(zip(colours, code.encode(picture)[0].tolist(), strict=True))
+    assert [n for n, v in got.items() if v == VOID] == ["Void"]
     names = {n: original.names[v] for n, v in got.items() if v != VOID}
     assert names["Truck_Bus"] == "Car" and names["LaneMkgsDriv"] == "Road" and names["Child"] == "Pedestrian"
     assert names["RoadShoulder"] == "Pavement" and names["TrafficLight"] == "SignSymbol"
     assert original.names == segnet.names and (original.colours == segnet.colours).all()
-    assert ids.ids[:12].tolist() == [*range(11), VOID]
+    assert ids.train == {i: i for i in range(11)}
 
 
-def test_colour_masks_of_other_modes():
+def test_values_of_masks_in_other_modes():
+    """Ids and colours mean the same in whatever mode a program saved them; what has no meaning is refused."""
     _, code = read_class_file(ROOT / "presets/classes/camvid11_original.yaml")
+    code = code.with_void((), [(0, 0, 0)])
     rgb = Image.fromarray(np.array([[[128, 128, 128], [64, 0, 128], [0, 0, 0]]], np.uint8))
     for picture in (rgb, rgb.convert("RGBA"), rgb.convert("P", palette=Image.Palette.ADAPTIVE)):
         assert code.encode(picture).tolist() == [[0, 8, VOID]]
-    with pytest.raises(ValueError, match="mode L"):
+    with pytest.raises(ValueError, match=r"colours .* not list: \[34, 34, 34\] \(1 pixels\)"):
         code.encode(rgb.convert("L"))
+    with pytest.raises(ValueError, match="mode I;16"):
+        code.encode(Image.fromarray(np.zeros((1, 3), np.uint16)))
+
+    code = MaskCode("ids", {0: 0, 3: 1}).with_void([3, 255], ())  # 3 stays a class
+    ids = np.array([[0, 3, 255]], np.uint8)
+    grey = Image.fromarray(ids)
+    palette = grey.copy()
+    palette.putpalette([9, 9, 9] * 256)  # its colours do not matter
+    deep = Image.fromarray(ids.astype(np.uint16))
+    for picture in (grey, palette, deep, deep.convert("I"), grey.convert("LA"), grey.convert("RGB")):
+        assert code.encode(picture).tolist() == [[0, 1, VOID]], picture.mode
+    with pytest.raises(ValueError, match=r"not list: 26001 \(1 pixels\)"):
+        code.encode(Image.fromarray(np.array([[3, 26001]], np.uint16)))
+    with pytest.raises(ValueError, match="a colour picture"):
+        code.encode(rgb)
+    # what is transparent is void, whatever stands below
+    seen = grey.convert("RGBA")
+    seen.putalpha(Image.fromarray(np.array([[255, 0, 1]], np.uint8)))
+    assert code.encode(seen).tolist() == [[0, VOID, VOID]]
+
+
+def test_void_values_of_a_class_file(tmp_path):
+    path = tmp_path / "classes.yaml"
+    path.write_text(f"{FIRST}\n- void: [9, 7]\n- {{name: b, colour: [1, 2, 3], ids: [2]}}\n- void: [8]\n")
+    classes, code = read_class_file(path)
+    assert classes.names == ("a", "b") and code.train == {1: 0, 2: 1, 9: VOID, 7: VOID, 8: VOID}
+    path.write_text("- {name: a, colour: [1, 2, 3], colours: [[0, 0, 9]]}\n- void: [[1, 0, 0]]\n")
+    assert read_class_file(path)[1].train == {9: 0, 1 << 16: VOID}
+
+
+def test_class_files_are_yaml_1_2(tmp_path):
+    """In YAML 1.1, the default of PyYAML, the class `no` would be called False."""
+    (tmp_path / "classes.yaml").write_text("- {name: no, colour: [1, 2, 3], ids: [010]}\n")
+    classes, code = read_class_file(tmp_path / "classes.yaml")
+    assert classes.names == ("no",) and code.train == {10: 0}
 
 
 def test_classes_file_and_paint(tmp_path):
@@ -205,11 +255,22 @@ FIRST = "- {name: a, colour: [1, 2, 3], ids: [1]}"
         (f"{FIRST}\n- {{name: b, colour: [1, 2, 3], ids: [1]}}", "belongs to a"),
         (f"{FIRST}\n- {{name: a, colour: [1, 2, 3], ids: [2]}}", "two classes"),
         (f"{FIRST}\n- {{name: b, colour: [1, 2, 3], colours: [[1, 2, 3]]}}", "needs"),
+        ("- {name: a, color: [1, 2, 3], ids: [1]}", "did you mean colour"),
+        ("- {name: a, 1: 2, x: 3, colour: [1, 2, 3], ids: [1]}", "unknown key '1'"),
+        ("- {name: 3, colour: [1, 2, 3], ids: [1]}", "in quotes"),
+        ("- {name: a, name: b, colour: [1, 2, 3], ids: [1]}", 'line 1, column 13: found duplicate key "name"'),
+        ("- {name: a, colour: [1, 2, 3], ids: [true]}", "id True"),
+        (f"{FIRST}\n- void: 0", "void: 0 is no list"),
+        (f"{FIRST}\n- void: [1]", "1 already belongs to a"),
+        (f"{FIRST}\n- void: [[0, 0, 0]]", "id .* is no integer"),
+        ("- void: [0]", "lists no class"),
+        ("- {name: caf\udce9, colour: [1, 2, 3], ids: [1]}", r"not UTF-8 text \(byte 12\)"),
     ],
+    ids=lambda v: v[:60].encode("ascii", "replace").decode(),
 )
 def test_bad_class_files(tmp_path, text, message):
     path = tmp_path / "classes.yaml"
-    path.write_text(text)
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=message) as error:
         read_class_file(path)
     assert "\n" not in str(error.value) and "classes.yaml" in str(error.value)

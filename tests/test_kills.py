@@ -57,21 +57,30 @@ def main(stage):
     write_text(Path(file), steps[-1])
     mine.unlink()
 '''
-PREPARE = STAGE + '''
+PREPARE = (
+    STAGE
+    + """
 INPUTS = lambda stage: []
 OUTPUTS = lambda stage: ("data/prepared.txt", "data/prepared")
 run_stage(main, ["render.seed"])
-'''
-TRAIN = STAGE + '''
+"""
+)
+TRAIN = (
+    STAGE
+    + """
 INPUTS = lambda stage: ["data/prepared.txt", "data/prepared/3.txt"]
 OUTPUTS = lambda stage: (f"models/{stage.args.item}.txt", f"runs/{stage.args.item}")
 run_stage(main, ["train.iterations"], {"item": str})
-'''
-TABLE = STAGE + '''
+"""
+)
+TABLE = (
+    STAGE
+    + """
 INPUTS = lambda stage: sorted(Path("models").glob("*.txt"))
 OUTPUTS = lambda stage: ("results/table.txt", "results/pages")
 run_stage(main, [])
-'''
+"""
+)
 DVC_YAML = """
 stages:
   prepare:
@@ -119,7 +128,9 @@ class Checkout:
             (folder / f"stages/{name}.py").write_text(text)
         (folder / "dvc.yaml").write_text(DVC_YAML)
         (folder / "environment.yml").touch()
-        (folder / ".gitignore").write_text("/data/\n/models/\n/runs/\n/.work/\n/.snakemake/\n/logs/\n/two_writers.txt\n")
+        (folder / ".gitignore").write_text(
+            "/data/\n/models/\n/runs/\n/.work/\n/.snakemake/\n/logs/\n/two_writers.txt\n"
+        )
         for name in ("Snakefile", ".dvcignore"):
             shutil.copy(ROOT / name, folder)
         shutil.copytree(ROOT / "profiles/default", folder / "profiles/default")
@@ -171,7 +182,7 @@ DVC = ["dvc", "repro", "--quiet"]
 
 
 def disturb(checkout, command, kills, rng):
-    """Start the engine again and again and kill it, or one of its processes, at a random moment; returns the victims."""
+    """Start the engine again and again; kill it, or one of its processes, at a random moment; returns the victims."""
     victims = {"engine": 0, "stage": 0, "runner": 0}
     value = 1
     while sum(victims.values()) < kills:
@@ -245,6 +256,20 @@ def survives(checkout, command, kills, seed, undisturbed):
 @pytest.mark.parametrize("command", [SNAKEMAKE, DVC], ids=["snakemake", "dvc"])
 def test_the_same_command_completes_after_kills(tmp_path, undisturbed, command):
     survives(Checkout(tmp_path / "killed"), command, 10, 7, undisturbed)
+
+
+@pytest.mark.parametrize("first, second", [(SNAKEMAKE, DVC), (DVC, SNAKEMAKE), (SNAKEMAKE, SNAKEMAKE), (DVC, DVC)])
+def test_two_engines_at_once_do_no_harm(tmp_path, undisturbed, first, second):
+    """One of them may be refused; afterwards either completes."""
+    checkout = Checkout(tmp_path / "both")
+    one, two = checkout.start(first), checkout.start(second)
+    codes = one.wait(timeout=240), two.wait(timeout=240)
+    assert 0 in codes, checkout.log()[-3000:]
+    assert "Traceback" not in checkout.log()
+    for command in (second, first):
+        checkout.run(command)
+    assert checkout.outputs() == undisturbed
+    assert not (checkout.folder / "two_writers.txt").exists()
 
 
 @pytest.mark.slow

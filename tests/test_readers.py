@@ -76,11 +76,18 @@ def test_cityscapes_same_source_as_street(cityscapes):
 
 def test_cityscapes_strange_names_and_cameras(cityscapes, tmp_path):
     touch(tmp_path / "leftImg8bit_sequence/val/ulm", "a.png", "b.png")
-    with pytest.raises(UserError, match=r"2 files .*ulm/a.png, ulm/b.png"):
+    with pytest.raises(UserError) as error:
+        get_reader(cityscapes).frames("val")
+    lines = str(error.value).splitlines()
+    assert [line.partition(": ")[0].rpartition("/")[2] for line in lines] == ["a.png", "b.png"]
+    assert all("not called {city}_{snippet}_{frame}_leftImg8bit.png" in line for line in lines)
+    # if no file is called so, the source is wrong and one line tells
+    next((tmp_path / "leftImg8bit_sequence/val/ulm").glob("ulm*")).unlink()
+    with pytest.raises(UserError, match=r"^data.frames.val: none of the 2 pictures in .*ulm/a.png\).*data.source$"):
         get_reader(cityscapes).frames("val")
     for path in (tmp_path / "camera").glob("aachen*"):
         path.unlink()
-    with pytest.raises(UserError, match=r"no json .* aachen_000000_000018"):
+    with pytest.raises(UserError, match=r"no json .* for 3 frames of train, such as aachen_000000_000018"):
         get_reader(cityscapes).frames("train")
     assert get_reader(cityscapes | {"camera": None}).frames("train")[0].camera is None
 
@@ -122,7 +129,7 @@ def test_camvid_original(tmp_path, monkeypatch):
     assert sorted(f.name for f in found["test"]) == sorted(test)
     assert reader.mask(found["val"][0]).name == f"{found['val'][0].name}_L.png"
     (frames / "0016E5_07959.png").unlink()
-    with pytest.raises(UserError, match=r"1 frames of .*camvid_val.txt .*: 0016E5_07959;"):
+    with pytest.raises(UserError, match=r"camvid_val.txt: 0016E5_07959 is not in "):
         reader.frames("val")
 
 
@@ -160,6 +167,8 @@ def test_folder_holdout(tmp_path):
     assert names["val"] == ["a_8", "a_9", "b_4"] and len(names["train"]) == 13
     with pytest.raises(UserError, match=r"data.holdout"):
         get_reader(data | {"holdout": None})
+    with pytest.raises(UserError, match=r"data.holdout: 0.01 .* no frame for val .* 10\)"):
+        get_reader(data | {"holdout": 0.01}).frames("val")
 
 
 def test_folder_names_shared_by_splits(tmp_path):
@@ -172,8 +181,60 @@ def test_folder_names_shared_by_splits(tmp_path):
 
 def test_folder_same_name_twice(tmp_path):
     touch(tmp_path / "video", "a/b/1.jpg", "a_b/1.jpg", "2.jpg", "2.png")
-    with pytest.raises(UserError, match=r"2 frame names .*: 2, a_b_1;"):
+    with pytest.raises(UserError) as error:
         get_reader(folder_data(tmp_path)).frames("train")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 2 and all("2 frames are called" in line for line in lines)
+    assert "video/2.jpg" in lines[0] and "video/2.png" in lines[0] and "called a_b_1 (" in lines[1]
+
+
+def test_camvid_same_number_twice(tmp_path):
+    """The position of a frame in its video would else depend on the order of files."""
+    touch(tmp_path, "a_1.png", "a_01.png", "a_2.png")
+    with pytest.raises(UserError, match=r"a_01, a_1 have the same frame number, 1"):
+        get_reader({"source": "camvid", "frames": {"train": str(tmp_path)}}).frames("train")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("new\nline", "a line break"),
+        ("unit\x1fseparator", "a control character"),
+        ("line\u2028separator", "a line break"),
+        ("broken \udce9 byte", "broken UTF-8"),
+        (" first", "begins or ends with a space"),
+        ("last ", "begins or ends with a space"),
+        ("x" * 201, "longer than 200 bytes"),
+    ],
+    ids=ascii,
+)
+def test_names_that_lists_of_frames_cannot_hold(tmp_path, name, reason):
+    touch(tmp_path / "video", "good.jpg", 'räum 1,2 "新".jpg', f"{name}.jpg")
+    reader = get_reader(folder_data(tmp_path))
+    with pytest.raises(UserError, match=reason) as error:
+        reader.frames("train")
+    assert "\n" not in str(error.value) and str(error.value).isprintable()
+    assert [f.name for f in reader.scan("train", [])] == ["good", 'räum 1,2 "新"']
+
+
+def test_accents_may_be_written_in_two_ways(tmp_path):
+    touch(tmp_path, "video/caf\u00e9.jpg", "masks/cafe\u0301.png")
+    reader = get_reader(folder_data(tmp_path, masks={"train": str(tmp_path / "masks")}))
+    assert reader.mask(reader.frames("train")[0]) and reader.unmatched_masks("train") == []
+
+
+@pytest.mark.parametrize("source", ["folder", "camvid", "cityscapes"])
+def test_splits_within_each_other(tmp_path, source):
+    touch(tmp_path, "video/a_1.jpg", "video/val/a_2.jpg")
+    frames = {"train": str(tmp_path / "video"), "val": str(tmp_path / "video/val")}
+    with pytest.raises(UserError, match=r"^data.frames.val: .*video/val lies in the folder of train, [^\n]*$"):
+        get_reader({"source": source, "frames": frames})
+    same = {"source": source, "frames": frames | {"val": frames["train"]}, "holdout": 0.5}
+    if source == "folder":
+        get_reader(same)
+    else:
+        with pytest.raises(UserError, match=r"^data.frames.train: [^\n]*$"):
+            get_reader(same)
 
 
 def test_refusals(tmp_path):
@@ -191,8 +252,13 @@ def test_refusals(tmp_path):
         get_reader(data | {"frames": {"train": None}})
     with pytest.raises(UserError, match=r"data.masks.train: .* lies in a folder of frames"):
         get_reader(data | {"masks": data["frames"]})
+    with pytest.raises(UserError) as error:  # all that is missing at once
+        get_reader({"source": "folder", "frames": {"train": "no", "val": "nor"}, "masks": {"val": "x"}, "camera": "y"})
+    assert [line.partition(":")[0] for line in str(error.value).splitlines()] == [
+        "data.frames.train", "data.frames.val", "data.masks.val", "data.camera"
+    ]  # fmt: skip
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no frames in"):
+    with pytest.raises(UserError, match=r"no frames \(.jpg, .jpeg, .png\) in .*empty"):
         get_reader(data | {"frames": {"train": str(tmp_path / "empty")}}).frames("train")
 
 

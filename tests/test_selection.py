@@ -232,7 +232,9 @@ def test_published_lists_are_checked(tmp_path):
         published.published_order(tmp_path, "camvid", "ds_us", 3, "abc")
     with pytest.raises(UserError, match=r"lists there: camvid_ds_us_seed42"):
         published.published_order(tmp_path, "camvid", "us", 7, "abc")
-    with pytest.raises(UserError, match=r"2 of 3 frames are not in the index \(a, c\)") as error:
+    with pytest.raises(
+        UserError, match=r"2 of 3 frames are not among the training frames to choose from \(a, c\)"
+    ) as error:
         published.published_order(tmp_path, "camvid", "ds_us", 7, ["b"])
     assert "\n" not in str(error.value)
 
@@ -245,7 +247,7 @@ def test_selection_files(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["list.txt"]
     with pytest.raises(UserError, match="named twice"):
         write_selection(path, ["a", "b", "a"])
-    with pytest.raises(UserError, match="not in the index"):
+    with pytest.raises(UserError, match="not among the training frames"):
         write_selection(path, ["a"], known=["b"])
     with pytest.raises(UserError, match="at least one"):
         write_selection(path, [])

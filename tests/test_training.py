@@ -186,6 +186,15 @@ def test_checkpoints_are_a_while_apart(train, monkeypatch):
     assert all(7 <= b - a <= 10 for a, b in pairwise(steps))
 
 
+def test_checkpoints_are_some_steps_apart_too(train, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", 1e9)
+    monkeypatch.setattr(loop, "CHECKPOINT_STEPS", 25)
+    steps = []
+    monkeypatch.setattr(loop, "save_resume", lambda path, state: steps.append(state["step"]))
+    train()
+    assert steps == list(range(25, ITERATIONS, 25))
+
+
 @pytest.mark.parametrize("ended_by", ["a fault", "a kill"])
 @pytest.mark.parametrize("step", [0, 1, 57])
 def test_a_run_ended_in_the_middle_continues_from_its_last_checkpoint(

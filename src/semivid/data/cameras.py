@@ -107,14 +107,16 @@ def read_camera_json(path: str | Path, size: tuple[int, int], default_size: tupl
         k = content["intrinsic"]
         width = int(content.get("width", (default_size or size)[0]))
         height = int(content.get("height", (default_size or size)[1]))
-        camera = Camera.of_source(*(float(k[n]) for n in ("fx", "fy", "u0", "v0")), width, height)
+        values = [float(k[n]) for n in ("fx", "fy", "u0", "v0")]
+        if not all(map(math.isfinite, values)) or min(values[0], values[1], width, height) <= 0:
+            raise ValueError("fx, fy, width and height must be positive numbers")
+        camera = Camera.of_source(*values, width, height)
     except OSError as error:
         raise UserError(f"data.camera: cannot read {path} ({error.strerror}); correct the path") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f'{path} is no camera file ({error}); write {{"intrinsic": {{"fx", "fy", "u0", "v0"}}, "width", '
-            f'"height"}} or {{"fov_x": degrees}}'
-        ) from None
+    except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
+        form = '{"intrinsic": {"fx", "fy", "u0", "v0"}, "width", "height"} or {"fov_x": degrees}'
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is no camera file ({reason}); write {form}") from None
     if abs(width * size[1] / (height * size[0]) - 1) > 0.02:
         raise UserError(
             f"{path} is for {width}x{height}, but the frames are {size[0]}x{size[1]}, another aspect ratio; "

@@ -8,7 +8,9 @@ Published depth models are zips or folders of ``encoder.pth``, ``depth.pth``, ``
 import codecs
 import io
 import pickle
+import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from semivid.errors import UserError
+from semivid.errors import UserError, shown
 
 State = dict[str, Tensor]
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl")
@@ -44,8 +46,19 @@ def _load(source: Path | io.BytesIO, safetensors: bool) -> Mapping:
         from safetensors.torch import load, load_file
 
         return load(source.getvalue()) if isinstance(source, io.BytesIO) else load_file(source)
-    with torch.serialization.safe_globals(_numpy_scalars()):
+    with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a pickle protocol that torch then refuses
         return torch.load(source, map_location="cpu", weights_only=True)
+
+
+def _begins_like_torch(source: Path | io.BytesIO) -> bool:
+    """Tell a pickle or a zip of one, which torch understood and refused, from a page that was saved as weights."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            head = file.read(2)
+    else:
+        head = source.getvalue()[:2]
+    return head[:1] == pickle.PROTO or head == b"PK"
 
 
 def _read(source: Path | io.BytesIO, name: str) -> State:
@@ -55,7 +68,7 @@ def _read(source: Path | io.BytesIO, name: str) -> State:
         raise UserError(f"{name}: no such file; give the path of a .safetensors or .pth file") from None
     except Exception as error:
         # torch, pickle, zipfile and safetensors each have their own; a broken file can raise nearly any.
-        if isinstance(error, pickle.UnpicklingError):
+        if isinstance(error, pickle.UnpicklingError) and _begins_like_torch(source):
             raise UserError(
                 f"{name}: holds more than tensors and plain values and is not loaded for safety; "
                 "export its weights as .safetensors"
@@ -112,6 +125,11 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold an infinite value or not-a-number."""
+    return [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+
+
 def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     """Load every tensor of `state` into `module`.
 
@@ -123,7 +141,8 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str) ->
         where: the file's name, for the error.
 
     Raises:
-        UserError: keys or shapes differ; the line names the first few and what the file seems to be.
+        UserError: keys or shapes differ; the line names the first few and what the file seems to be. Or a value is
+            infinite or not a number.
     """
     own = module.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
@@ -142,6 +161,12 @@ def load_strictly(module: nn.Module, state: Mapping[str, Tensor], where: str) ->
         raise UserError(
             f"{where}: does not fit this network: {'; '.join(problems)}; it seems to be {describe(state)}, "
             f"wanted is {describe(own)} of the configured sizes"
+        )
+    spoilt = not_finite({key: state[key] for key in own if key in state})
+    if spoilt:
+        raise UserError(
+            f"{where}: {len(spoilt)} of {len(own)} tensors hold values that are infinite or not a number ("
+            f"{_some(spoilt)}); its training diverged or the file is damaged: take another one"
         )
     module.load_state_dict({key: state.get(key, value) for key, value in own.items()})
 
@@ -180,9 +205,20 @@ def _part_states(source: Path, names: list[str]) -> Iterator[tuple[str, str, Sta
             raise UserError(f"{source}: is not a complete zip file; download it again") from None
         with archive:
             files = {PurePosixPath(entry).name: entry for entry in archive.namelist()}
+            # Nothing is unpacked to disk, but a file made to write elsewhere is not to be trusted with anything.
+            outside = [shown(entry) for entry in archive.namelist() if _leads_outside(entry)]
+            if outside:
+                raise UserError(
+                    f"{source}: names files outside of itself ({_some(outside)}), which an honest archive does not; "
+                    "do not use it"
+                )
             for name in names:
                 entry = _pick(files, name, source)
-                yield name, f"{source}:{entry}", _read(io.BytesIO(archive.read(entry)), entry)
+                try:
+                    content = archive.read(entry)
+                except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
+                    raise UserError(f"{source}: {entry} cannot be unpacked ({error}); download it again") from None
+                yield name, f"{source}:{entry}", _read(io.BytesIO(content), entry)
     else:
         state = read_state(source)
         for name in names:
@@ -191,6 +227,11 @@ def _part_states(source: Path, names: list[str]) -> Iterator[tuple[str, str, Sta
             if not part:
                 raise UserError(f"{source}: holds no part {name!r} (keys {prefix}*); it seems to be {describe(state)}")
             yield name, str(source), part
+
+
+def _leads_outside(entry: str) -> bool:
+    path = entry.replace("\\", "/")
+    return path.startswith("/") or path[1:2] == ":" or ".." in path.split("/")
 
 
 def _pick(files: Mapping[str, Path | str], name: str, source: Path):

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML, YAMLError
 
-from semivid.errors import UserError
+from semivid.errors import UserError, explain_yaml, shown
 
 # Strict: YAML's true would else count as the number 1, and "on" as true.
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 PositiveNumber = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
-Positive = Annotated[int, Field(strict=True, gt=0)]
-Seed = Annotated[int, Field(strict=True, ge=0)]
+Positive = Annotated[int, Field(strict=True, gt=0, le=10**9)]
+Threads = Annotated[int, Field(strict=True, gt=0, le=1024)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]  # what NumPy's generators take
 Switch = Annotated[bool, Field(strict=True)]
-Size = tuple[Positive, Positive]
+Pixels = Annotated[int, Field(strict=True, gt=0, le=2**14)]
+Size = tuple[Pixels, Pixels]
+Text = Annotated[
+    str, Field(pattern=r"^[^\p{Cc}\p{Zl}\p{Zp}]+$")
+]  # not empty, one line; DVC takes "" for the whole checkout
 EncoderName = Literal["resnet18", "resnet50", "resnet101", "tf_efficientnet_lite0"]
 Precision = Literal["float32", "bfloat16"]
 Channels = Annotated[list[Positive], Field(min_length=5, max_length=5)]
@@ -31,17 +39,17 @@ class Block(BaseModel):
 
 
 class Splits(Block):
-    train: str
-    val: str
+    train: Text
+    val: Text
 
 
 class Data(Block):
-    name: str
+    name: Text
     source: Literal["street", "cityscapes", "camvid", "camvid_original", "folder"]
     frames: Splits
     masks: Splits
-    camera: str
-    classes: str
+    camera: Text
+    classes: Text
     holdout: Annotated[Number, Field(ge=0, lt=1)]
 
 
@@ -71,15 +79,32 @@ class Frames(Block):
     quality: Annotated[int, Field(strict=True, ge=1, le=100)]
 
 
+def _check_package(key: str, weights: str, encoder: str) -> None:
+    if weights == "package" and encoder != "tf_efficientnet_lite0":
+        raise ValueError(f"{key}: the package holds tf_efficientnet_lite0, not {encoder}; give a file, or none")
+
+
 class Backbone(Block):
     """The keys that every encoder/decoder network has."""
 
     encoder: EncoderName
-    weights: str
+    weights: Text
     dilated: Switch
     channels: Channels
     batch_norm: Switch
     aspp_rates: list[Positive]
+
+    @model_validator(mode="after")
+    def _encoder_can_be_had(self) -> Backbone:
+        if self.encoder == "resnet18" and self.dilated:
+            raise ValueError("encoder resnet18 cannot be dilated; set dilated to false, or take resnet50")
+        _check_package("weights", self.weights, self.encoder)
+        return self
+
+    @property
+    def stride(self) -> int:
+        """Of the encoder's coarsest map."""
+        return 16 if self.dilated else 32
 
     def backbone(self) -> dict[str, Any]:
         """Keyword arguments of the builders in semivid.models and semivid.depth.networks."""
@@ -95,7 +120,12 @@ class Backbone(Block):
 
 class DepthNetwork(Backbone):
     pose_encoder: EncoderName
-    pose_weights: str
+    pose_weights: Text
+
+    @model_validator(mode="after")
+    def _pose_encoder_can_be_had(self) -> DepthNetwork:
+        _check_package("pose_weights", self.pose_weights, self.pose_encoder)
+        return self
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `semivid.depth.networks.build_depth_model`."""
@@ -120,7 +150,7 @@ class DepthTraining(Block):
     intrinsics: Literal["correct", "reference"]
     precision: Precision
     seed: Seed
-    threads: Positive
+    threads: Threads
 
     @model_validator(mode="after")
     def _depths_in_order(self) -> DepthTraining:
@@ -143,7 +173,7 @@ class Disparity(Block):
     bits: Literal[8, 16]
     feature_level: Annotated[int, Field(strict=True, ge=0, le=4)]
     feature_pool: Positive
-    threads: Positive
+    threads: Threads
 
 
 class NoOptions(Block):
@@ -160,7 +190,7 @@ class SelectStudent(Backbone):
     batch_size: Positive
     crop: Size
     lr: PositiveNumber
-    threads: Positive
+    threads: Threads
 
     @model_validator(mode="after")
     def _one_length_per_student(self) -> SelectStudent:
@@ -193,6 +223,12 @@ class Network(Backbone):
     head_inter: Switch
     head_channels: Positive
 
+    @model_validator(mode="after")
+    def _decoder_feeds_the_head(self) -> Network:
+        if max(self.layers) < 5 or len(set(self.layers)) < len(self.layers):
+            raise ValueError(f"layers {self.layers}: each once, and one of them 5 or more (the decoder's)")
+        return self
+
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `semivid.models.segmentation.build_segmentation_net`."""
         head = {"layers": self.layers, "output_stride": self.output_stride, "head_inter": self.head_inter}
@@ -207,7 +243,7 @@ class Train(Block):
     scale: tuple[PositiveNumber, PositiveNumber]
     evaluate_every: Positive
     precision: Precision
-    threads: Positive
+    threads: Threads
 
     @model_validator(mode="after")
     def _scales_in_order(self) -> Train:
@@ -233,7 +269,7 @@ class Methods(Block):
 class Evaluate(Block):
     split: Literal["train", "val"]
     batch_size: Positive
-    threads: Positive
+    threads: Threads
 
 
 class SelectBySight(Block):
@@ -292,12 +328,16 @@ class Params(Block):
         methods = list(type(self.methods).model_fields)
         if self.table3.method not in methods:
             wrong.append(f"`table3.method`: no method {self.table3.method!r}; choose one of {', '.join(methods)}")
-        crops = {"train": self.train, "depth_pretrain": self.depth_pretrain, "depth_finetune": self.depth_finetune}
+        trained: dict[str, tuple[Any, Backbone]] = {
+            "train": (self.train, self.network),
+            "depth_pretrain": (self.depth_pretrain, self.depth_network),
+            "depth_finetune": (self.depth_finetune, self.depth_network),
+        }
         most = max(self.table3.labels)
         for name in self.table3.rows:
             block = getattr(self.select, name)
             if isinstance(block, SelectStudent):
-                crops[f"select.{name}"] = block
+                trained[f"select.{name}"] = (block, block)
                 if block.steps[-1] < most:
                     wrong.append(
                         f"`select.{name}.steps` end at {block.steps[-1]} frames; `table3.labels` asks for {most}"
@@ -305,11 +345,14 @@ class Params(Block):
             elif isinstance(block, SelectDiversity) and block.labels < most:
                 wrong.append(f"`select.{name}.labels` is {block.labels}; `table3.labels` asks for {most}")
         size = self.frames.size
-        wrong += [
-            f"`{name}.crop` {list(block.crop)} is larger than `frames.size` {list(size)} (width, height)"
-            for name, block in crops.items()
-            if block.crop[0] > size[0] or block.crop[1] > size[1]
-        ]
+        for name, (block, network) in trained.items():
+            crop = list(block.crop)
+            if crop[0] > size[0] or crop[1] > size[1]:
+                wrong.append(f"`{name}.crop` {crop} is larger than `frames.size` {list(size)} (width, height)")
+            elif min(crop) <= network.stride:
+                wrong.append(f"`{name}.crop` {crop} is too small: its encoder needs more than {network.stride} pixels")
+            if block.batch_size == 1 and network.aspp_rates:
+                wrong.append(f"`{name}.batch_size` 1 cannot train an ASPP; raise it, or set its `aspp_rates` to []")
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
@@ -322,23 +365,56 @@ def _nearest(model: Any, location: tuple) -> str:
         if field is None:
             return ""
         model = field.annotation
-    near = difflib.get_close_matches(str(location[-1]), list(getattr(model, "model_fields", {})), n=1)
+    return _did_you_mean(location[-1], getattr(model, "model_fields", {}))
+
+
+def _did_you_mean(word: object, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(word), list(known), n=1)
     return f"; did you mean `{near[0]}`?" if near else ""
 
 
-def _explain(error: ValidationError, path: Path) -> str:
+_short = reprlib.Repr()  # YAML's aliases can nest without end
+_short.maxlevel, _short.maxstring, _short.maxlong = 2, 80, 20
+
+
+def _advice(error: Any) -> str:
+    """What to write instead of a value of the wrong kind."""
+    kind, value = error["type"], error["input"]
+    if kind == "literal_error":
+        return _did_you_mean(value, re.findall(r"'([^']+)'", error["ctx"]["expected"]))
+    if kind in ("int_type", "float_type") and isinstance(value, str) and re.fullmatch(r"[-+.\deE_]+", value):
+        return "; write the number without quotes"
+    if kind in ("model_type", "dict_type"):
+        return "; indent its keys below it"
+    if kind == "string_type" and "[key]" in error["loc"]:
+        return f'; write "{value}" in quotes'
+    return "; write it in quotes" if kind == "string_type" and value is not None else ""
+
+
+_PLAIN = {  # where pydantic speaks of Python
+    "string_pattern_mismatch": "must be a text of one line, not empty",
+    "string_type": "must be a text",
+    "model_type": "must be a block of keys",
+    "dict_type": "must be a block of keys",
+    "invalid_key": "every key must be a text",
+    "bool_type": "must be true or false",
+}
+
+
+def _explain(error: ValidationError, path: Path) -> list[str]:
     lines = []
     for e in error.errors():
-        key = ".".join(map(str, e["loc"]))
+        key = ".".join(str(part) for part in e["loc"] if part != "[key]")
         if e["type"] == "extra_forbidden":
             lines.append(f"{path}: unknown key `{key}`{_nearest(Params, e['loc'])}")
         elif e["type"] == "missing":
             lines.append(f"{path}: key `{key}` is missing; presets/street.yaml shows every key")
         else:
-            shown = "" if isinstance(e["input"], dict) else f" (found {e['input']!r})"
+            found = "" if isinstance(e["input"], dict | Block) else f" (found {_short.repr(e['input'])})"
             where = f"{path}: `{key}`: " if key else f"{path}: "
-            lines += [f"{where}{line}{shown}" for line in e["msg"].removeprefix("Value error, ").splitlines()]
-    return "\n".join(lines)
+            message = _PLAIN.get(e["type"], e["msg"].removeprefix("Value error, "))
+            lines += [f"{where}{line}{found}{_advice(e)}" for line in message.splitlines()]
+    return [shown(line) for line in lines]
 
 
 def read_params(path: Path = Path("params.yaml")) -> Params:
@@ -354,14 +430,14 @@ def read_params(path: Path = Path("params.yaml")) -> Params:
         raise UserError(f"{path}: no such file; run from the repository root or `make preset NAME=street`") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    except (YAMLError, ValueError) as error:  # its constructors raise ValueError for values like 2001-99-99
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError for values like 2001-99-99
+        raise UserError(f"{path}: not valid YAML: {explain_yaml(error)}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: empty or not a mapping; presets/street.yaml shows every key")
     try:
         return Params.model_validate(raw)
     except ValidationError as error:
-        raise UserError(_explain(error, path)) from None
+        raise UserError("\n".join(_explain(error, path))) from None
 
 
 def pick(params: Params, keys: tuple[str, ...]) -> dict[str, Any]:

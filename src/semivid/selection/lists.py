@@ -13,7 +13,7 @@ def read_selection(path: Path, known: Collection[str] | None = None) -> list[str
 
     Args:
         path: text file, UTF-8, one name per line; blank lines are skipped.
-        known: names that exist (the frames of an index); None skips the check.
+        known: names that may be chosen (training frames of an index); None skips the check.
 
     Returns:
         The names in the file's order.
@@ -67,8 +67,8 @@ def _check(names: list[str], path: Path, known: Collection[str] | None) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(
-            f"{path}: {len(unknown)} of {len(names)} frames are not in the index ({_abbreviate(unknown)}): "
-            "use a list made for this data set, or add the frames to it"
+            f"{path}: {len(unknown)} of {len(names)} frames are not among the training frames to choose from "
+            f"({_abbreviate(unknown)}): use a list made for this data set and split, or add the frames to it"
         )
 
 

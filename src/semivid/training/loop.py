@@ -15,6 +15,7 @@ import torch
 from semivid.data.streams import Stream, batches
 from semivid.errors import UserError
 from semivid.methods.base import Method
+from semivid.models.checkpoints import not_finite
 from semivid.training.optim import set_rates
 from semivid.training.progress import Progress
 from semivid.training.resume import load_resume, save_resume
@@ -22,7 +23,9 @@ from semivid.training.rng import torch_seed
 from semivid.training.runtime import Runtime
 
 log = logging.getLogger("semivid")
+# A resume file is written this long after the last one, or after that many steps.
 CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_STEPS = 1000
 SOURCES = Path(__file__).resolve().parent.parent
 
 History = list[dict[str, float]]
@@ -74,14 +77,24 @@ def _match_layouts(optimizer: torch.optim.Optimizer) -> None:
                 values[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
-def _refuse_nan(title: str, losses: Mapping[str, torch.Tensor], done: int) -> None:
-    """Raise UserError if a sum of losses is not finite: the weights are spoilt, and must not be saved."""
-    for name, value in losses.items():
-        if not torch.isfinite(value):
-            raise UserError(
-                f"{title}: {name} is {float(value)} at step {done} or shortly before; lower the learning rate or check "
-                "the inputs (the last good state is kept)"
-            )
+def _refuse_nan(title: str, values: Mapping[str, torch.Tensor], done: int, checkpoint: Path) -> None:
+    """Raise UserError if a loss or weight is not finite: the training is spoilt, and must not be saved."""
+    for name in not_finite(values):
+        value = values[name]
+        what = f"is {float(value)}" if value.ndim == 0 else "holds values that are infinite or not a number"
+        kept = f"the last good state is kept in {checkpoint}" if checkpoint.exists() else "no state had been saved yet"
+        raise UserError(
+            f"{title}: {name} {what} at step {done} or shortly before; lower the learning rate or check the inputs "
+            f"({kept})"
+        )
+
+
+def _tensors(tree: object, name: str) -> dict[str, torch.Tensor]:
+    """All tensors in a nest of dicts and lists, by their path."""
+    if isinstance(tree, torch.Tensor):
+        return {name: tree}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    return {k: v for key, value in items for k, v in _tensors(value, f"{name}.{key}").items()}
 
 
 def fit(
@@ -106,7 +119,8 @@ def fit(
     The result depends neither on `workers` nor on where the run was interrupted: every random draw is a
     function of (seed, purpose, step, position), dropout is reseeded per step, rates are functions of the step.
     SIGTERM, Ctrl-C: the step in progress is finished, its state saved, exit code 143 or 130.
-    Raises UserError if a loss becomes infinite or not-a-number; the last good state stays in `work`.
+    Raises UserError if a loss, a weight or an optimiser's state becomes infinite or not-a-number; the last good state
+    stays in `work`, and a spoilt network is never returned.
     """
     checkpoint = work / "resume.safetensors"
     runtime.place(method)
@@ -120,7 +134,7 @@ def fit(
 
     previous_handlers = {number: signal.signal(number, on_stop) for number in (signal.SIGTERM, signal.SIGINT)}
     log_every = max(1, iterations // 50)
-    last_saved = time.monotonic()
+    last_saved, saved_step = time.monotonic(), start
     progress = Progress(title, start, iterations)
     try:
         for step, batch in enumerate(batches(streams, start, iterations, workers), start):
@@ -136,10 +150,12 @@ def fit(
             last = done == iterations
             row: dict[str, float] = {}
             if done % log_every == 0 or last:
-                _refuse_nan(title, sums, done)
+                _refuse_nan(title, sums, done, checkpoint)
                 since = done % log_every or log_every
                 row |= {k: float(v) / since for k, v in sums.items()}
                 sums = {}
+            if last:
+                _refuse_nan(title, method.state_dict(), done, checkpoint)
             if evaluate and (last or (evaluate_every and done % evaluate_every == 0)):
                 method.eval()
                 with torch.no_grad():
@@ -147,8 +163,8 @@ def fit(
             if row:
                 history.append({"step": done, **row})
             progress.advance(done, row)
-            if not last and (stop_asked or time.monotonic() - last_saved > CHECKPOINT_SECONDS):
-                _refuse_nan(title, sums, done)
+            due = time.monotonic() - last_saved > CHECKPOINT_SECONDS or done - saved_step >= CHECKPOINT_STEPS
+            if not last and (stop_asked or due):
                 state = {
                     "key": key,
                     "step": done,
@@ -157,8 +173,10 @@ def fit(
                     "networks": method.state_dict(),
                     "optimizers": [o.state_dict() for o in method.optimizers],
                 }
+                # A finite loss can still have had gradients that are not: the state itself is looked at.
+                _refuse_nan(title, _tensors(state, "state"), done, checkpoint)
                 save_resume(checkpoint, state)
-                last_saved = time.monotonic()
+                last_saved, saved_step = time.monotonic(), done
             if stop_asked and not last:
                 log.info("stopped at step %d on request; the same command continues", done)
                 raise SystemExit(128 + stop_asked)

@@ -1,15 +1,17 @@
 """What all readers of raw data sets share: raw frames, listing files, positions, camera files."""
 
+import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 
-from semivid.errors import UserError
+from semivid.errors import UserError, raise_all, shown
 
 PICTURES = (".jpg", ".jpeg", ".png")
+LONGEST_NAME = 200  # bytes; file systems take 255, and temporaries and other suffixes need some
 
 
 @dataclass(frozen=True)
@@ -27,34 +29,64 @@ class RawFrame:
 class Reader:
     """A raw data set: the block `data` of the params, with ``frames`` and ``masks`` as {split: folder}.
 
-    Sub-classes give `frames(split)`, sorted by name, and `mask(frame)`.
+    Sub-classes give `scan(split, faults)` and `mask(frame)`.
     """
 
     # the size that camera files without width and height belong to; None: that of the frames
     camera_size: tuple[int, int] | None = None
-    # colours of raw masks that mean void, though no class lists them
+    # values of raw masks that mean void unless a class lists them
+    void_ids: tuple[int, ...] = ()
     void_colours: tuple[tuple[int, int, int], ...] = ()
+    # True if one folder may hold the frames of several splits
+    one_folder = False
 
     def __init__(self, data: dict):
         self.data = data
         self.frame_folders = {split: Path(path) for split, path in data["frames"].items() if path}
         self.mask_folders = {split: Path(path) for split, path in (data.get("masks") or {}).items() if path}
-        self.cameras = CameraFiles(data.get("camera"))
         if not self.frame_folders:
             raise UserError("data.frames names no folder; give at least data.frames.train")
-        for key, folders in (("frames", self.frame_folders), ("masks", self.mask_folders)):
-            for split, folder in folders.items():
-                if not folder.is_dir():
-                    raise UserError(f"data.{key}.{split}: no folder {folder}; correct the path")
+        faults = [
+            f"data.{key}.{split}: no folder {shown(folder)}; correct the path"
+            for key, folders in (("frames", self.frame_folders), ("masks", self.mask_folders))
+            for split, folder in folders.items()
+            if not folder.is_dir()
+        ]
+        try:
+            self.cameras = CameraFiles(data.get("camera"))
+        except UserError as error:
+            faults.append(str(error))
+        if not faults:
+            faults = self._overlaps()
+        raise_all(faults)
+
+    def _overlaps(self) -> list[str]:
+        """Splits whose folders lie within each other: their frames would be in both."""
+        real = {split: Path(os.path.realpath(folder)) for split, folder in self.frame_folders.items()}
+        return [
+            f"data.frames.{a}: {shown(self.frame_folders[a])} lies in the folder of {b}, so that its frames would be "
+            "in both splits; give folders beside each other"
+            for pair in combinations(sorted(real), 2)
+            for a, b in (pair, pair[::-1])
+            if real[a].is_relative_to(real[b])
+            and not (real[a] == real[b] and (self.one_folder or (a, b) != pair))  # equal: told once
+        ]
 
     @property
     def splits(self) -> list[str]:
         """The splits of the data set, sorted."""
         return sorted(self.frame_folders)
 
+    def scan(self, split: str, faults: list[str]) -> list[RawFrame]:
+        """All usable frames of a split, sorted by name; a line per fault is added to `faults`."""
+        raise NotImplementedError
+
     def frames(self, split: str) -> list[RawFrame]:
         """All frames of a split, sorted by name. UserError if there are none, or for strange file names."""
-        raise NotImplementedError
+        faults: list[str] = []
+        found = self.scan(split, faults)
+        raise_all(faults)
+        return found
 
     def mask(self, frame: RawFrame) -> Path | None:
         """The frame's raw mask, or None if the frame is unlabelled."""
@@ -64,27 +96,67 @@ class Reader:
         """Masks of a split that belong to no frame, where that hints at a slip; most layouts cannot tell."""
         return []
 
-    def build(self, split: str, found: list[tuple[str, str, int, Path]], step: int | None) -> list[RawFrame]:
-        """Frames from (name, sequence, frame number, path): adds positions and cameras, sorts by name."""
-        if not found:
-            raise UserError(f"data.frames.{split}: no frames in {self.frame_folders[split]}; correct the path")
-        count = Counter(name for name, *_ in found)
-        twice = [name for name in sorted(count) if count[name] > 1]
-        if twice:
-            raise UserError(
-                f"data.frames.{split}: {len(twice)} frame names occur more than once in "
-                f"{self.frame_folders[split]}: {listing(twice)}; rename or remove files"
+    def build(
+        self, split: str, found: list[tuple[str, str, int, Path]], step: int | None, faults: list[str]
+    ) -> list[RawFrame]:
+        """Frames from (name, sequence, frame number, path): adds positions and cameras, sorts by name.
+
+        Adds to `faults`: no frame at all, names that cannot be used or occur twice, frame numbers that occur twice in
+        a sequence, frames without a camera file.
+        """
+        if not found and not faults:
+            faults.append(
+                f"data.frames.{split}: no frames ({', '.join(PICTURES)}) in {shown(self.frame_folders[split])}; "
+                "correct the path"
             )
-        numbers: dict[str, list[int]] = {}
-        for _, sequence, number, _ in found:
-            numbers.setdefault(sequence, []).append(number)
+        places: dict[str, list[tuple[str, int, Path]]] = defaultdict(list)
+        for name, sequence, number, path in sorted(found):
+            if reason := _unusable(name):
+                faults.append(f"{shown(path)}: {reason}; rename it")
+            else:
+                places[name].append((sequence, number, path))
+        faults += [
+            f"data.frames.{split}: {len(same)} frames are called {name} ({', '.join(shown(p) for *_, p in same)}); "
+            "rename or remove files"
+            for name, same in places.items()
+            if len(same) > 1
+        ]
+        numbers: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+        for name, ((sequence, number, _), *_) in places.items():
+            numbers[sequence][number].append(name)
+        faults += [
+            f"data.frames.{split}: {', '.join(same)} have the same frame number, {number}; rename or remove files"
+            for by_number in numbers.values()
+            for number, same in by_number.items()
+            if len(same) > 1
+        ]
         place = {
             sequence: dict(zip(sorted(n), positions(sorted(n), step), strict=True)) for sequence, n in numbers.items()
         }
-        return [
-            RawFrame(name, split, sequence, place[sequence][number], path, self.cameras.find(name, sequence))
-            for name, sequence, number, path in sorted(found)
-        ]
+        frames, without = [], []
+        for name, ((sequence, number, path), *_) in places.items():
+            camera = self.cameras.find(name, sequence)
+            if camera is None and self.cameras.path:
+                without.append(name)
+            frames.append(RawFrame(name, split, sequence, place[sequence][number], path, camera))
+        if without:
+            faults.append(
+                f"data.camera: no json in {shown(self.cameras.path)} for {len(without)} frames of {split}, such as "
+                f"{without[0]}; add {without[0]}_camera.json, one for its sequence, or give one json "
+                "file for all frames"
+            )
+        return frames
+
+
+def _unusable(name: str) -> str:
+    """Why a frame cannot have this name (lists of frames hold one name per line), or ""."""
+    if shown(name) != name:
+        return "its name holds a line break, a control character or broken UTF-8"
+    if name != name.strip():
+        return "its name begins or ends with a space"
+    if len(name.encode()) > LONGEST_NAME:
+        return f"its name, folders included, is longer than {LONGEST_NAME} bytes"
+    return ""
 
 
 def positions(numbers: Sequence[int], step: int | None = None) -> list[int]:
@@ -120,18 +192,14 @@ def pictures(folder: Path, recursive: bool) -> list[Path]:
     return sorted(found, key=lambda p: natural(p.relative_to(folder).as_posix()))
 
 
-def refuse_names(split: str, folder: Path, bad: list[str], form: str) -> None:
-    """UserError that lists file names of another form than the data set's; nothing if `bad` is empty."""
-    if bad:
-        raise UserError(
-            f"data.frames.{split}: {len(bad)} files in {folder} are not called {form}: {listing(bad)}; "
-            "move them away or use data.source: folder"
-        )
-
-
-def listing(items: Sequence[str]) -> str:
-    """The first ten of many problems, in one line."""
-    return ", ".join(items[:10]) + (f" and {len(items) - 10} more" if len(items) > 10 else "")
+def odd_names(split: str, folder: Path, bad: list[Path], good: int, form: str) -> list[str]:
+    """A line per file whose name has another form than the data set's; one in all if no name has it (`good` = 0)."""
+    if bad and not good:
+        return [
+            f"data.frames.{split}: none of the {len(bad)} pictures in {shown(folder)} is called {form} (such as "
+            f"{shown(bad[0].relative_to(folder))}); correct the path or data.source"
+        ]
+    return [f"{shown(path)}: not called {form}; rename it or move it away" for path in bad]
 
 
 class CameraFiles:
@@ -147,24 +215,22 @@ class CameraFiles:
         if self.path is None or self.path.is_file():
             return
         if not self.path.is_dir():
-            raise UserError(f"data.camera: no file or folder {self.path}; correct the path or leave it empty")
+            raise UserError(
+                f"data.camera: no file or folder {shown(self.path)}; correct the path, or write a file with "
+                '{"fov_x": 60} if that is all you know'
+            )
         for file in sorted(self.path.rglob("*.json")):
             name = file.stem.removesuffix("_camera")
             while name:
                 self.by_name.setdefault(name, file)
                 name = name.rpartition("_")[0]
         if not self.by_name:
-            raise UserError(f"data.camera: no json file in {self.path}; correct the path or leave it empty")
+            raise UserError(f"data.camera: no json file in {shown(self.path)}; correct the path")
 
     def find(self, name: str, sequence: str) -> Path | None:
-        """A frame's camera file; None if no camera is given at all. UserError if just this one is missing."""
+        """A frame's camera file; None if no camera is given at all, or just this one is missing."""
         if self.path is None or not self.by_name:
             return self.path
         sequence = sequence.replace("/", "_")
-        for key in (name, sequence, sequence.rpartition("_")[0]):
-            if key in self.by_name:
-                return self.by_name[key]
-        raise UserError(
-            f"data.camera: no json in {self.path} for frame {name}; add {name}_camera.json, "
-            "one for its sequence, or give one json file for all frames"
-        )
+        keys = (name, sequence, sequence.rpartition("_")[0])
+        return next((self.by_name[key] for key in keys if key in self.by_name), None)

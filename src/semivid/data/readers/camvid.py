@@ -8,8 +8,8 @@ lists ``splits/camvid_{train,val}.txt`` divide them, and the split test is all t
 import re
 from pathlib import Path
 
-from semivid.data.readers.base import RawFrame, Reader, listing, pictures, refuse_names
-from semivid.errors import UserError
+from semivid.data.readers.base import RawFrame, Reader, odd_names, pictures
+from semivid.errors import UserError, shown
 
 _NAME = re.compile(r"(.+)_f?(\d+)")
 
@@ -17,20 +17,22 @@ _NAME = re.compile(r"(.+)_f?(\d+)")
 class CamVidReader(Reader):
     """Frames are called by their file stem; a sequence is what stands before the last ``_`` (``0016E5``)."""
 
-    def frames(self, split: str) -> list[RawFrame]:
+    void_ids = (11, 255)
+
+    def scan(self, split: str, faults: list[str]) -> list[RawFrame]:
         folder = self.frame_folders[split]
         found, bad = [], []
-        for path in self._files(split, pictures(folder, recursive=False)):
+        for path in self._files(split, pictures(folder, recursive=False), faults):
             match = _NAME.fullmatch(path.stem)
             if match:
                 found.append((path.stem, match[1], int(match[2]), path))
             else:
-                bad.append(path.name)
-        refuse_names(split, folder, bad, "{sequence}_{frame}")
+                bad.append(path)
+        faults += odd_names(split, folder, bad, len(found), "{sequence}_{frame}.png")
         # the regular step is 30 in train and 2 in val, with a few frames off by one
-        return self.build(split, found, step=None)
+        return self.build(split, found, None, faults)
 
-    def _files(self, split: str, files: list[Path]) -> list[Path]:
+    def _files(self, split: str, files: list[Path], faults: list[str]) -> list[Path]:
         return files
 
     def mask(self, frame: RawFrame) -> Path | None:
@@ -45,19 +47,20 @@ class CamVidOriginalReader(CamVidReader):
     """The 701 frames as published by Cambridge. ``data.lists`` {split: file} replaces those in splits/."""
 
     void_colours = ((0, 0, 0),)
+    one_folder = True
 
-    def _files(self, split: str, files: list[Path]) -> list[Path]:
+    def _files(self, split: str, files: list[Path], faults: list[str]) -> list[Path]:
         lists = {s: _names(self._list(s)) for s in ("train", "val")}
         by_stem = {path.stem: path for path in files}
         if split not in lists:
             return [path for path in files if not any(path.stem in names for names in lists.values())]
-        missing = [name for name in lists[split] if name not in by_stem]
-        if missing:
-            raise UserError(
-                f"data.frames.{split}: {len(missing)} frames of {self._list(split)} are not in "
-                f"{self.frame_folders[split]}: {listing(missing)}; unpack the whole of 701_StillsRaw_full"
-            )
-        return [by_stem[name] for name in lists[split]]
+        faults += [
+            f"{self._list(split)}: {shown(name)} is not in {shown(self.frame_folders[split])}; unpack the whole of "
+            "701_StillsRaw_full, or take it out of the list"
+            for name in lists[split]
+            if name not in by_stem
+        ]
+        return [by_stem[name] for name in lists[split] if name in by_stem]
 
     def _list(self, split: str) -> Path:
         return Path((self.data.get("lists") or {}).get(split, f"splits/camvid_{split}.txt"))
@@ -71,3 +74,5 @@ def _names(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").split()
     except OSError as error:
         raise UserError(f"cannot read the list of frames {path} ({error.strerror}); restore it") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not a text file in UTF-8; a list has one frame name per line") from None

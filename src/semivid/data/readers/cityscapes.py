@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from semivid.data.cameras import CITYSCAPES_SIZE
-from semivid.data.readers.base import RawFrame, Reader, pictures, refuse_names
+from semivid.data.readers.base import RawFrame, Reader, odd_names, pictures
 
 _NAME = re.compile(r"((.+)_(\d+))_(\d+)_leftImg8bit")
 
@@ -21,8 +21,9 @@ class CityscapesReader(Reader):
     """
 
     camera_size = CITYSCAPES_SIZE
+    void_ids = (*range(34), 255)  # the official ids
 
-    def frames(self, split: str) -> list[RawFrame]:
+    def scan(self, split: str, faults: list[str]) -> list[RawFrame]:
         folder = self.frame_folders[split]
         found, bad = [], []
         for path in pictures(folder, recursive=True):
@@ -30,9 +31,9 @@ class CityscapesReader(Reader):
             if match:
                 found.append((path.stem.removesuffix("_leftImg8bit"), match[1], int(match[4]), path))
             else:
-                bad.append(path.relative_to(folder).as_posix())
-        refuse_names(split, folder, bad, "{city}_{snippet}_{frame}_leftImg8bit.png")
-        return self.build(split, found, step=1)
+                bad.append(path)
+        faults += odd_names(split, folder, bad, len(found), "{city}_{snippet}_{frame}_leftImg8bit.png")
+        return self.build(split, found, 1, faults)
 
     def mask(self, frame: RawFrame) -> Path | None:
         folder = self.mask_folders.get(frame.split)

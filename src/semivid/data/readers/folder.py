@@ -7,12 +7,13 @@ sequence (the fraction data.holdout) is the validation split.
 
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 
 from semivid.data.readers.base import RawFrame, Reader, pictures
-from semivid.errors import UserError
+from semivid.errors import UserError, raise_all, shown
 
 _NUMBER = re.compile(r"(.*?)(\d+)")
 
@@ -25,6 +26,11 @@ class FolderReader(Reader):
     otherwise the files follow each other in natural order.
     """
 
+    # where no class lists them: what painting and labelling programs write for "nothing"
+    void_ids = (0, 255)
+    void_colours = ((0, 0, 0),)
+    one_folder = True
+
     def __init__(self, data: dict):
         super().__init__(data)
         folders = {split: os.path.realpath(path) for split, path in self.frame_folders.items()}
@@ -34,16 +40,19 @@ class FolderReader(Reader):
                 "data.holdout: train and val are one folder, so a fraction between 0 and 1 of each sequence "
                 f"must be held out for val, not {data.get('holdout')!r}"
             )
-        for split, path in self.mask_folders.items():
-            for folder in folders.values():
+        raise_all(
+            [
                 # the frames stage, which knows no masks, would take them for frames
-                if Path(os.path.realpath(path)).is_relative_to(folder):
-                    raise UserError(f"data.masks.{split}: {path} lies in a folder of frames; move the masks elsewhere")
+                f"data.masks.{split}: {shown(path)} lies in a folder of frames; move the masks elsewhere"
+                for split, path in self.mask_folders.items()
+                if any(Path(os.path.realpath(path)).is_relative_to(folder) for folder in folders.values())
+            ]
+        )
         self._masks = {split: self._find_masks(split) for split in self.mask_folders}
         names = [{name for _, _, name, _ in self._scan(split)} for split in self.splits]
         self._prefix = not self.shared and sum(map(len, names)) > len(set().union(*names))
 
-    def frames(self, split: str) -> list[RawFrame]:
+    def scan(self, split: str, faults: list[str]) -> list[RawFrame]:
         sequences = defaultdict(list)
         for path, sequence, name, _ in self._scan(split):
             sequences[sequence].append((f"{split}_{name}" if self._prefix else name, path))
@@ -54,11 +63,15 @@ class FolderReader(Reader):
                 cut = len(files) - round(self.data["holdout"] * len(files))
                 files = files[:cut] if split == "train" else files[cut:]
             found += [(name, sequence, number, path) for (name, path), number in files]
-        return self.build(split, found, step=None)
+        if self.shared and not found and any(sequences.values()):
+            faults.append(
+                f"data.holdout: {self.data['holdout']} of each sequence leaves no frame for {split} (the longest has "
+                f"{max(map(len, sequences.values()))}); change it"
+            )
+        return self.build(split, found, None, faults)
 
     def mask(self, frame: RawFrame) -> Path | None:
-        key = frame.image.relative_to(self.frame_folders[frame.split]).with_suffix("").as_posix()
-        return self._masks.get(frame.split, {}).get(key)
+        return self._masks.get(frame.split, {}).get(_key(frame.image.relative_to(self.frame_folders[frame.split])))
 
     def unmatched_masks(self, split: str) -> list[str]:
         """Masks without a frame of the same name: most likely misspelt, and silently lost otherwise."""
@@ -70,14 +83,21 @@ class FolderReader(Reader):
         folder = self.frame_folders[split]
         result = []
         for path in pictures(folder, recursive=True):
-            relative = path.relative_to(folder).with_suffix("")
-            result.append((path, relative.parent.as_posix(), "_".join(relative.parts), relative.as_posix()))
+            relative = path.relative_to(folder)
+            stem = relative.with_suffix("")
+            result.append((path, stem.parent.as_posix(), "_".join(stem.parts), _key(relative)))
         return result
 
     def _find_masks(self, split: str) -> dict[str, Path]:
         folder = self.mask_folders[split]
-        files = [p for p in pictures(folder, recursive=True) if p.suffix.lower() == ".png"]
-        return {p.relative_to(folder).with_suffix("").as_posix(): p for p in files}
+        # a png goes before a jpg of the same name, which cannot be a mask and is refused if it stands alone
+        files = sorted(pictures(folder, recursive=True), key=lambda p: p.suffix.lower() == ".png")
+        return {_key(p.relative_to(folder)): p for p in files}
+
+
+def _key(relative: Path) -> str:
+    """What a frame and its mask share; letters with accents may be written in two ways (macOS splits them)."""
+    return unicodedata.normalize("NFC", relative.with_suffix("").as_posix())
 
 
 def _numbers(stems: list[str]) -> list[int]:
