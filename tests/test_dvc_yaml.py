@@ -285,23 +285,6 @@ def test_dvc_resolves_every_stage_of_a_preset(tmp_path, monkeypatch, preset):
                 assert set(dep.read_params()) == set(dep.params), f"{stage.addressing}: a key is not in params.yaml"
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_the_run_cache_tells_all_parameters_apart(tmp_path, monkeypatch, preset):
-    """DVC leaves keys called `size` and `nfiles` out of a run's checksum; it would restore another size."""
-
-    def keys(value):
-        if isinstance(value, dict):
-            yield from value
-        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-            yield from keys(item)
-
-    repo = dvc_repo(tmp_path, monkeypatch, (ROOT / f"presets/{preset}.yaml").read_text())
-    for stage in repo.index.stages:
-        for dep in stage.deps:
-            if hasattr(dep, "params"):
-                assert not {"size", "nfiles"} & set(keys(dep.read_params())), stage.addressing
-
-
 def test_yaml_merges_reach_dvc(tmp_path, monkeypatch):
     """A key that a block takes from an anchor is one key of its own to DVC."""
     repo = dvc_repo(tmp_path, monkeypatch, (ROOT / "presets/street.yaml").read_text())
