@@ -270,8 +270,9 @@ def test_a_killed_engine_needs_no_unlocking(pipeline):
     assert set(pipeline.executed()) == {"score@a", "table", "train@a"}
 
 
-def test_another_engine_at_work_is_one_line(pipeline):
+def test_another_engine_at_work_is_one_line(pipeline, monkeypatch):
     """DVC cannot tell what is stale while a stage runs; a job of the same run must not ask."""
+    monkeypatch.setattr(bridge, "DYING_SECONDS", 0.2)
     lock = pipeline.folder / ".dvc/tmp/rwlock"
     writer = {"pid": os.getpid(), "cmd": "dvc repro"}
     busy = {"write": {str(pipeline.folder / "data/prepared"): writer}, "read": {}}

@@ -160,7 +160,7 @@ def test_settings_tell_parameters_and_arguments_apart(work):
     for n, iterations in (("1", 3), ("1", 3), ("2", 3), ("1", 4)):
         params = small_params()
         params["train"]["iterations"] = iterations
-        params["network"]["encoder"] = "resnet18" if len(texts) == 1 else "resnet50"  # not read by this stage
+        params["network"]["encoder"] = "resnet101" if len(texts) == 1 else "resnet50"  # not read by this stage
         work.params(params)
         assert work.run("--n", n)[0] == 0
         texts.append(work.path(f"{n}.txt").read_text())

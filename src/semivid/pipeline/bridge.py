@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,6 +20,7 @@ from typing import IO
 
 from dvc.dependency import param
 from dvc.exceptions import DvcException
+from dvc.lock import LockError
 from dvc.output import Output
 from dvc.repo import Repo, lock_repo
 from dvc.rwlock import rwlock
@@ -29,6 +31,7 @@ from ruamel.yaml import YAML
 from semivid.errors import UserError
 
 STAMPS = Path(".work/stamps")
+DYING_SECONDS = 5.0
 ENGINE_LOCK = Path(".work/locks/snakemake.lock")
 _engine_lock: IO[str] | None = None
 
@@ -100,8 +103,15 @@ def _changed(repo: Repo, stages: Iterable[Stage]) -> set[str]:
     The same comparisons at a quarter of the time: locks are taken for all stages together.
     """
     paths = sorted({item.fs_path for stage in stages for item in (*stage.deps, *stage.outs)})
-    with rwlock(repo.tmp_dir, repo.fs, "status", paths, [], False), _each_path_read_once():
-        return {name for stage in stages for name in Stage.status.__wrapped__(stage)}
+    give_up = time.monotonic() + DYING_SECONDS
+    while True:
+        try:
+            with rwlock(repo.tmp_dir, repo.fs, "status", paths, [], False), _each_path_read_once():
+                return {name for stage in stages for name in Stage.status.__wrapped__(stage)}
+        except LockError:  # perhaps of a stage whose engine was killed a moment ago, and which is still ending
+            if time.monotonic() > give_up:
+                raise
+            time.sleep(0.1)
 
 
 def read_stages(check: bool) -> list[DvcStage]:
