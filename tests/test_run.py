@@ -3,9 +3,9 @@
 import random
 
 import pytest
-from dvc.utils.serialize import dumps_yaml, load_yaml, modify_yaml
+from dvc.utils.serialize import dumps_yaml, load_yaml, modify_yaml, parse_yaml
 
-from semivid.pipeline.run import replace_entry
+from semivid.pipeline.run import only_entry, replace_entry
 
 NAMES = ["train@supervised-random-12-7", "a", "0", "1e3", "no", "table", "größe", "train@supervised-random-12-70"]
 
@@ -49,6 +49,10 @@ def test_the_bytes_are_those_that_dvc_writes(tmp_path, seed):
         text = replace_entry(text, name, entry)
         assert text == lock.read_text()
         assert replace_entry(text, name, entry) == text
+        for other in NAMES:  # what is read of the file is the entry of one stage
+            known = load_yaml(str(lock))["stages"]
+            want = {other: known[other]} if other in known else {}
+            assert parse_yaml(only_entry(text, other), "dvc.lock") == {"schema": "2.0", "stages": want}
     assert load_yaml(str(lock))["stages"][name] == entry
 
 
@@ -63,6 +67,7 @@ def test_the_bytes_are_those_that_dvc_writes(tmp_path, seed):
 )
 def test_another_layout_is_left_to_dvc(text):
     assert replace_entry(text, "a", {"cmd": "y"}) is None
+    assert only_entry(text, "a") == text
 
 
 def test_a_name_is_not_taken_for_one_that_begins_with_it():

@@ -1,15 +1,17 @@
 """One stage for Snakemake: `python -m semivid.pipeline.run STAGE`, in place of `dvc repro --single-item STAGE`.
 
 DVC's own code decides, restores, runs and records, as in `dvc repro`. Three things are added. The stage's entry in
-dvc.lock is replaced without parsing and rewriting all others, which took most of the CPU time of a job; the file is
-replaced whole, so that a kill cannot truncate it. The runner dies with its engine, and its stage with it. And it waits
-for a stage command that a killed engine left behind, before DVC deletes that stage's outputs.
+dvc.lock is read and replaced without parsing and rewriting all others, which took most of the CPU time of a job; the
+file is replaced whole, so that a kill cannot truncate it. The runner dies with its engine, and its stage with it. And
+it waits for a stage command that a killed engine left behind, before DVC deletes that stage's outputs.
 """
 
 from __future__ import annotations
 
 import fcntl
+import gc
 import io
+import logging
 import os
 import re
 import shutil
@@ -19,12 +21,13 @@ from pathlib import Path
 from semivid.pipeline.process import die_with_parent
 
 die_with_parent()  # before the imports that take time
+gc.disable()  # of a short-lived process that keeps nearly all it makes
 
 from dvc import dvcfile  # noqa: E402
 from dvc.exceptions import DvcException  # noqa: E402
 from dvc.repo import Repo  # noqa: E402
 from dvc.stage.serialize import to_lockfile  # noqa: E402
-from dvc.utils.serialize import dumps_yaml  # noqa: E402
+from dvc.utils.serialize import dumps_yaml, parse_yaml  # noqa: E402
 
 from semivid.pipeline.artifacts import write_text  # noqa: E402
 
@@ -32,21 +35,44 @@ LOCKS = Path(".work/locks")
 _EMPTY = "schema: '2.0'\nstages:\n"
 
 
+def _lines(name: str, entry: dict) -> list[str]:
+    """The lines of a stage's entry as DVC writes them: its name, then what it holds."""
+    return dumps_yaml({"stages": {name: entry}}).splitlines(keepends=True)[1:]
+
+
+def _find(lines: list[str], head: str) -> tuple[int, int] | None:
+    """Where the entry that begins with the line `head` begins and ends."""
+    try:
+        start = lines.index(head)
+    except ValueError:
+        return None
+    return start, next((i for i in range(start + 1, len(lines)) if not lines[i].startswith("   ")), len(lines))
+
+
+def _as_dvc_writes(text: str) -> bool:
+    return text.startswith(_EMPTY) and not re.search(r"^[^ \n]", text[len(_EMPTY) :], re.M)
+
+
+def only_entry(text: str, name: str) -> str:
+    """dvc.lock's `text` without the entries of other stages, or all of it if it is not laid out as DVC writes it."""
+    if not _as_dvc_writes(text):
+        return text
+    lines = text.splitlines(keepends=True)
+    found = _find(lines, _lines(name, {})[0].replace("{}", "").rstrip() + "\n")
+    return _EMPTY + "".join(lines[slice(*found)]) if found else "schema: '2.0'\nstages: {}\n"
+
+
 def replace_entry(text: str, name: str, entry: dict) -> str | None:
     """dvc.lock's `text` with the entry of stage `name` replaced, or appended: the bytes that DVC itself would write.
 
     None if the text is not laid out as DVC writes it; DVC must then rewrite it.
     """
-    if not text.startswith(_EMPTY) or re.search(r"^[^ \n]", text[len(_EMPTY) :], re.M):
+    if not _as_dvc_writes(text):
         return None
-    head, *block = dumps_yaml({"stages": {name: entry}}).splitlines(keepends=True)[1:]
-    lines = text.splitlines(keepends=True)
-    try:
-        start = lines.index(head)
-    except ValueError:
-        return text + head + "".join(block)
-    end = next((i for i in range(start + 1, len(lines)) if not lines[i].startswith("   ")), len(lines))
-    return "".join([*lines[:start], head, *block, *lines[end:]])
+    entry_lines, lines = _lines(name, entry), text.splitlines(keepends=True)
+    found = _find(lines, entry_lines[0])
+    start, end = found or (len(lines), len(lines))
+    return "".join([*lines[:start], *entry_lines, *lines[end:]])
 
 
 def _dump_stages(lockfile: dvcfile.Lockfile, stages: list, **kwargs) -> None:
@@ -62,6 +88,19 @@ def _dump_stages(lockfile: dvcfile.Lockfile, stages: list, **kwargs) -> None:
     elif after != before:
         write_text(path, after)
         lockfile.repo.scm_context.track_file(lockfile.relpath)
+
+
+def _load_one(name: str):
+    """In place of `Lockfile._load`: a stage needs its own entry, and parsing all of them takes longer than all else."""
+
+    def load(lockfile: dvcfile.Lockfile, **kwargs) -> tuple[dict, str]:
+        path = Path(lockfile.path)
+        if not path.exists():
+            return {}, ""
+        text = only_entry(path.read_text(encoding="utf-8"), name)
+        return lockfile.validate(parse_yaml(text, lockfile.path), lockfile.path), text
+
+    return load
 
 
 _dvc_dump_stages = dvcfile.Lockfile.dump_stages
@@ -81,7 +120,8 @@ def run(name: str) -> None:
     """
     runner = _lock(LOCKS / f"{name}.runner.lock")
     _lock(LOCKS / f"{name}.lock").close()  # a stage command that outlived its engine has ended now
-    dvcfile.Lockfile.dump_stages = _dump_stages
+    dvcfile.Lockfile.dump_stages, dvcfile.Lockfile._load = _dump_stages, _load_one(name)
+    logging.getLogger("dvc").setLevel(logging.WARNING)
     # DVC starts commands through $SHELL; one that does not exec would stand between the stage and its engine.
     os.environ["SHELL"] = shutil.which("bash") or "/bin/sh"
     with Repo(".", _wait_for_lock=True) as repo:
