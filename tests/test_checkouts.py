@@ -122,7 +122,8 @@ def test_make_works_in_a_path_with_spaces_and_prepares_a_zip(tmp_path, git):
     (folder / "fake").chmod(0o755)
     if git:
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-    environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path)}
+    outer = ("MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "VENV", "PYTHON")  # of a `make test` around this one
+    environment = {k: v for k, v in os.environ.items() if k not in outer} | {"GIT_CEILING_DIRECTORIES": str(tmp_path)}
     for goal in (["table3"], ["test"], ["preset", "NAME=camvid", "DATA=/my data/camvid"]):
         subprocess.run(["make", "--quiet", "PYTHON=./fake", *goal], cwd=folder, env=environment, check=True)
     calls = (folder / "calls").read_text().splitlines()
