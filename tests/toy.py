@@ -155,7 +155,11 @@ class Pipeline:
 
     def run(self, *command, good=True):
         process = self.start(*command)
-        output = process.communicate(timeout=120)[0]
+        try:
+            output = process.communicate(timeout=120)[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
         assert not good or process.returncode == 0, output
         return output
 
