@@ -146,9 +146,11 @@ def check_packages() -> Findings:
 def check_package() -> Findings:
     """The package `semivid` that `dvc repro` imports is this checkout's (Snakemake sees to that itself)."""
     advice = "pip install --no-deps -e ."
+    # Not any that is found: with PYTHONPATH=src the left-overs of building in src come first, which say nothing.
+    found = [d for d in metadata.distributions(name="semivid") if d.read_text("RECORD") is not None]
     try:
-        origin = json.loads(metadata.distribution("semivid").read_text("direct_url.json") or "{}")
-    except (metadata.PackageNotFoundError, ValueError):
+        origin = json.loads(found[0].read_text("direct_url.json") or "{}")
+    except (IndexError, ValueError):
         yield note("semivid is not installed: `dvc repro` finds it with PYTHONPATH=src alone", advice)
         return
     folder = origin.get("url", "").removeprefix("file://")
