@@ -100,7 +100,7 @@ def _each_path_read_once() -> Iterator[None]:
 def _changed(repo: Repo, stages: Iterable[Stage]) -> set[str]:
     """Names of the stages that `dvc status` names; like it, refuses while another stage runs.
 
-    The same comparisons at a quarter of the time: locks are taken for all stages together.
+    The same comparisons in a fraction of the time: locks are taken for all stages together.
     """
     paths = sorted({item.fs_path for stage in stages for item in (*stage.deps, *stage.outs)})
     give_up = time.monotonic() + DYING_SECONDS

@@ -20,16 +20,17 @@ from pathlib import Path
 
 from semivid.pipeline.process import die_with_parent
 
-die_with_parent()  # before the imports that take time
-gc.disable()  # of a short-lived process that keeps nearly all it makes
+if __name__ == "__main__":  # before the imports that take time
+    die_with_parent()
+    gc.disable()  # of a short-lived process that keeps nearly all it makes
 
-from dvc import dvcfile  # noqa: E402
-from dvc.exceptions import DvcException  # noqa: E402
-from dvc.repo import Repo  # noqa: E402
-from dvc.stage.serialize import to_lockfile  # noqa: E402
-from dvc.utils.serialize import dumps_yaml, parse_yaml  # noqa: E402
+from dvc import dvcfile
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc.stage.serialize import to_lockfile
+from dvc.utils.serialize import dumps_yaml, parse_yaml
 
-from semivid.pipeline.artifacts import write_text  # noqa: E402
+from semivid.pipeline.artifacts import write_text
 
 LOCKS = Path(".work/locks")
 _EMPTY = "schema: '2.0'\nstages:\n"
