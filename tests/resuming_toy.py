@@ -3,6 +3,7 @@
 Under this project's Snakefile, runner and stage machinery; for tests of kills, full disks and engines at once.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -155,6 +156,18 @@ class Checkout:
     def run(self, command):
         process = self.start(command)
         assert process.wait(timeout=240) == 0, self.log()[-3000:]
+
+    def mend(self):
+        """What docs/engines.md says to do after a kill of DVC that was writing a file in place; that file or None."""
+        for path, load in ((".dvc/tmp/rwlock", json.loads), ("dvc.lock", lambda text: yaml.safe_load(text)["stages"])):
+            try:
+                load((self.folder / path).read_text())
+            except FileNotFoundError:
+                continue
+            except (ValueError, TypeError, KeyError, yaml.YAMLError):
+                (self.folder / path).unlink()
+                return path
+        return None
 
     def outputs(self):
         folders = [self.folder / name for name in ("data", "models", "runs", "results")]

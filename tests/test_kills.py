@@ -18,6 +18,7 @@ def disturb(checkout, command, kills, rng):
     victims = {"engine": 0, "stage": 0, "runner": 0}
     value = 1
     while sum(victims.values()) < kills:
+        mend_dvc(checkout, command)
         engine = checkout.start(command)
         if rng.random() < 0.7:  # most moments of an engine's life are its start; look for one with stages at work
             while engine.poll() is None and not any(_at_work(p) for p in checkout.processes()):
@@ -52,6 +53,12 @@ def disturb(checkout, command, kills, rng):
     return victims
 
 
+def mend_dvc(checkout, command):
+    """Plain DVC cannot start with half a file of its own (docs/engines.md); Snakemake must."""
+    if command == DVC and (path := checkout.mend()):
+        print(f"half of {path} was left by dvc and removed by hand")
+
+
 def _at_work(process):
     return any(part.startswith("stages/") for part in _command(process)[1:2])
 
@@ -73,6 +80,7 @@ def undisturbed(tmp_path_factory):
 def survives(checkout, command, kills, seed, undisturbed):
     victims = disturb(checkout, command, kills, random.Random(seed))
     checkout.set(1, 1)
+    mend_dvc(checkout, command)
     checkout.run(command)
     assert checkout.outputs() == undisturbed
     assert not (checkout.folder / "two_writers.txt").exists(), (checkout.folder / "two_writers.txt").read_text()
@@ -88,6 +96,16 @@ def survives(checkout, command, kills, seed, undisturbed):
 @pytest.mark.parametrize("command", [SNAKEMAKE, DVC], ids=["snakemake", "dvc"])
 def test_the_same_command_completes_after_kills(tmp_path, undisturbed, command):
     survives(Checkout(tmp_path / "killed"), command, 10, 7, undisturbed)
+
+
+def test_snakemake_mends_half_a_list_of_locks(tmp_path, undisturbed):
+    """`kill -9` of a DVC that was writing it; found once in some hundred kills, so made here."""
+    checkout = Checkout(tmp_path / "half")
+    for half in ("", '{"write": {"/a/models/a.txt": {"pid": 1'):
+        (checkout.folder / ".dvc/tmp/rwlock").write_text(half)
+        checkout.run(SNAKEMAKE)
+        assert not any(json.loads((checkout.folder / ".dvc/tmp/rwlock").read_text()).values())
+    assert checkout.outputs() == undisturbed
 
 
 @pytest.mark.parametrize("first, second", [(SNAKEMAKE, DVC), (DVC, SNAKEMAKE), (SNAKEMAKE, SNAKEMAKE), (DVC, DVC)])

@@ -29,6 +29,7 @@ from dvc.stage import Stage
 from ruamel.yaml import YAML
 
 from semivid.errors import UserError
+from semivid.pipeline.whole_rwlock import write_rwlock_whole
 
 STAMPS = Path(".work/stamps")
 DYING_SECONDS = 5.0
@@ -122,6 +123,7 @@ def read_stages(check: bool) -> list[DvcStage]:
     Raises UserError if dvc.yaml or params.yaml cannot be read, there is no git, or another engine is at work in this
     checkout.
     """
+    write_rwlock_whole()
     try:
         repo = Repo(".")
         with lock_repo(repo) if check else nullcontext():

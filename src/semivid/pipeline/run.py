@@ -31,6 +31,7 @@ from dvc.stage.serialize import to_lockfile
 from dvc.utils.serialize import dumps_yaml, parse_yaml
 
 from semivid.pipeline.artifacts import write_text
+from semivid.pipeline.whole_rwlock import write_rwlock_whole
 
 LOCKS = Path(".work/locks")
 _EMPTY = "schema: '2.0'\nstages:\n"
@@ -122,6 +123,7 @@ def run(name: str) -> None:
     runner = _lock(LOCKS / f"{name}.runner.lock")
     _lock(LOCKS / f"{name}.lock").close()  # a stage command that outlived its engine has ended now
     dvcfile.Lockfile.dump_stages, dvcfile.Lockfile._load = _dump_stages, _load_one(name)
+    write_rwlock_whole()
     logging.getLogger("dvc").setLevel(logging.WARNING)
     # DVC starts commands through $SHELL; one that does not exec would stand between the stage and its engine.
     os.environ["SHELL"] = shutil.which("bash") or "/bin/sh"
