@@ -6,7 +6,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
-from pyflow._pyramid import level_count
+from pyflow._pyramid import level_count, pyramid_ratio
 
 # Resampling may overshoot [0, 1] a little; 0 to 255 is another unit.
 _LOWEST, _HIGHEST = -1.0, 2.0
@@ -51,7 +51,8 @@ def _planes(image: object, name: str) -> np.ndarray:
 
 
 def _needed_width(ratio: float, min_width: int) -> int:
-    width = min_width + 1
+    # The logarithms round: try from just below the exact answer.
+    width = max(math.ceil(min_width / pyramid_ratio(ratio)) - 2, min_width)
     while level_count(width, ratio, min_width) < 1:
         width += 1
     return width

@@ -7,7 +7,6 @@ import numpy as np
 
 from pyflow._compiled import compiled
 
-SMOOTH = np.array([0.02, 0.11, 0.74, 0.11, 0.02])
 DERIVATIVE = np.array([1, -8, 0, 8, -1]) / 12
 
 
@@ -50,23 +49,18 @@ def _along_columns(planes, taps, out):
                     _add_scaled(target, planes[c, min(max(i + k - radius, 0), height - 1)], 0, taps[k])
 
 
-def along_rows(planes: np.ndarray, taps: np.ndarray) -> np.ndarray:
-    """Correlation of every row with an odd number of `taps`; the shape of `planes`."""
-    out = np.empty_like(planes)
+def along_rows(planes: np.ndarray, taps: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Correlation of every row with an odd number of `taps`, into `out` (another array) or a new one."""
+    out = np.empty_like(planes) if out is None else out
     _along_rows(planes, taps, out)
     return out
 
 
-def along_columns(planes: np.ndarray, taps: np.ndarray) -> np.ndarray:
-    """Correlation of every column with an odd number of `taps`; the shape of `planes`."""
-    out = np.empty_like(planes)
+def along_columns(planes: np.ndarray, taps: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Correlation of every column with an odd number of `taps`, into `out` (another array) or a new one."""
+    out = np.empty_like(planes) if out is None else out
     _along_columns(planes, taps, out)
     return out
-
-
-def smooth(planes: np.ndarray) -> np.ndarray:
-    """The slight blur before derivatives are taken (specification, section 6)."""
-    return along_columns(along_rows(planes, SMOOTH), SMOOTH)
 
 
 def gaussian(planes: np.ndarray, sigma: float, radius: int) -> np.ndarray:

@@ -8,9 +8,10 @@ only such loops vectorise (specification, section 9).
 import numpy as np
 
 from pyflow._compiled import compiled
-from pyflow._filters import DERIVATIVE, along_columns, along_rows, smooth
+from pyflow._filters import DERIVATIVE, along_columns, along_rows
 from pyflow._warp import warp
 
+SMOOTH = np.array([0.02, 0.11, 0.74, 0.11, 0.02])
 OMEGA = 1.8
 EPSILON = 1e-6
 DAMPING = 0.05
@@ -42,14 +43,18 @@ def solve(
     height, width = u.shape
     du, dv, phi, a11, a12, a22, b1, b2 = (np.zeros((height + 2, width + 2)) for _ in range(8))
     feedback = np.empty((height + 2, width, 3))
-    smoothed = smooth(first)
+    # Memory is taken once: fresh pages cost as much as the arithmetic on them.
+    moved, rows, smoothed, blurred, ix, iy, it = (np.empty_like(first) for _ in range(7))
+    along_columns(along_rows(first, SMOOTH, rows), SMOOTH, smoothed)
     for turn in range(outer):
         if turn:
-            warped = warp(first, second, u, v)
-        blurred = smooth(warped)
-        it = blurred - smoothed
-        mixed = 0.4 * smoothed + 0.6 * blurred
-        ix, iy = along_rows(mixed, DERIVATIVE), along_columns(mixed, DERIVATIVE)
+            warped = warp(first, second, u, v, moved)
+        along_columns(along_rows(warped, SMOOTH, rows), SMOOTH, blurred)
+        np.subtract(blurred, smoothed, out=it)
+        # 0.4 of the first image and 0.6 of the second
+        mixed = np.add(smoothed, np.multiply(it, 0.6, out=rows), out=rows)
+        along_rows(mixed, DERIVATIVE, ix)
+        along_columns(mixed, DERIVATIVE, iy)
         du[:], dv[:] = 0, 0
         for _ in range(inner):
             smoothness_weights(u, v, du, dv, alpha, phi)

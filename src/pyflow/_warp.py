@@ -11,14 +11,17 @@ from pyflow._filters import along_columns, along_rows
 CENTRAL = np.array([-0.5, 0, 0.5])
 
 
-def warp(first: np.ndarray, second: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+def warp(
+    first: np.ndarray, second: np.ndarray, u: np.ndarray, v: np.ndarray, out: np.ndarray | None = None
+) -> np.ndarray:
     """`second` at (x + u, y + v), bilinear, planes ``(channels, height, width)`` (specification, section 4).
 
     Args:
         first, second: float64 planes of one shape.
         u, v: ``(height, width)``, pixels.
+        out: where the result goes; None makes an array.
     """
-    out = np.empty_like(first)
+    out = np.empty_like(first) if out is None else out
     _bilinear(first, second, u, v, out)
     return out
 
