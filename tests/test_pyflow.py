@@ -9,10 +9,12 @@ from math import log, trunc
 
 import numpy as np
 import pytest
+from numba import njit
 from numpy.testing import assert_allclose, assert_array_equal
 from PIL import Image
 
 import pyflow
+from pyflow import _compiled
 from pyflow._features import features
 from pyflow._flow import levels
 from pyflow._pyramid import level_count, pyramid
@@ -373,23 +375,19 @@ def test_colour_type_means_nothing_for_one_channel(synth):
     assert_array_equal(flow(pair, colType=0)[:2], flow(pair, colType=1)[:2])
 
 
-@pytest.mark.parametrize("ratio, radii", [(0.75, [0, 1, 2, 3, 3, 3]), (0.5, [3, 6, 6])])
-def test_blur_of_the_pyramid(ratio, radii):
-    """The reach of each level's blur, seen by what a single bright pixel of its source still reaches."""
-    count = len(radii) + 1
-    direct = {0.75: 4, 0.5: 2}[ratio]
+@pytest.mark.parametrize("ratio, direct, radii", [(0.75, 4, [0, 1, 2, 3, 3, 3]), (0.5, 2, [3, 6, 6])])
+def test_blur_of_the_pyramid(ratio, direct, radii):
+    """How far a bright half of the picture spreads: by the blur's radius and the next pixel's share of a sample."""
+    image = np.zeros((1, 256, 256))
+    image[:, :, :128] = 1
+    made = pyramid(image, ratio, len(radii) + 1)
     for level, radius in enumerate(radii, 1):
-        # Pixels of the level are apart by up to 2 pixels of the source or more, so a whole bright side is used:
-        # right of its edge the blur reaches as far as its radius, the bilinear sample one pixel more.
-        width = 256
-        image = np.zeros((1, width, width))
-        image[:, :, : width // 2] = 1
-        made = pyramid(image, ratio, count)
         source = made[max(level - direct, 0)]
         scale = made[level].shape[2] / source.shape[2]
-        x = np.arange(1, made[level].shape[2] + 1) / scale - 1
-        bright = np.flatnonzero(source[0, 0] > 0).max()
-        reached = x[np.flatnonzero(made[level][0, 0] > 0).max()] - bright
+        positions = np.arange(1, made[level].shape[2] + 1) / scale - 1
+        edge = np.flatnonzero(source[0, 0]).max()
+        reached = positions[np.flatnonzero(made[level][0, 0]).max()] - edge
+        # The samples lie 1 / scale apart: the last one reached is that much or less before the limit.
         assert radius + 1 - 1 / scale - 0.1 <= reached <= radius + 1 + 0.1
 
 
@@ -521,6 +519,18 @@ def test_sweeps_release_the_interpreter():
     assert awake > 10
 
 
+def test_without_a_place_for_machine_code(monkeypatch):
+    """numba refuses cache=True where it can write neither beside the source nor in the user's folder."""
+
+    def refuse(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr(_compiled, "njit", refuse)
+    assert _compiled.compiled(lambda x: x + 1)(2) == 3
+
+
 # Errors
 
 
@@ -589,7 +599,7 @@ def test_bad_parameters(options, error, said):
 
 
 def test_alpha_that_is_nothing_to_the_arithmetic():
-    with pytest.raises(ValueError, match="the flow is not finite with alpha .*: give a larger alpha"):
+    with pytest.raises(ValueError, match=r"the flow is not finite with alpha .*: give a larger alpha"):
         pyflow.coarse2fine_flow(0 * GOOD, 0 * GOOD, **STANDARD | {"alpha": 1e-322})
 
 

@@ -1,8 +1,9 @@
 """Coarse-to-fine optical flow: what the Python wrapper of Ce Liu's program computes, importable in its place.
 
-Written from a description of the algorithm (the "specification" of the comments), compiled by numba at the first
-call. The method: Brox et al., "High accuracy optical flow estimation based on a theory for warping", ECCV 2004,
-as implemented in C. Liu's thesis, "Beyond pixels", MIT 2009, appendix A.
+Not the program that the package index lists under this name, a manager of Python versions. Written from a
+description of the algorithm (the "specification" of the comments), compiled by numba at the first call.
+The method: Brox et al., "High accuracy optical flow estimation based on a theory for warping", ECCV 2004, as
+implemented in C. Liu's thesis, "Beyond pixels", MIT 2009, appendix A.
 """
 
 import math
