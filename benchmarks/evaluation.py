@@ -16,7 +16,7 @@ from semivid.data.index import read_classes, read_index
 from semivid.data.store import FrameStore
 from semivid.evaluation.confusion import confusion_matrix
 from semivid.evaluation.inference import split_confusion
-from semivid.models.segmentation import build_segmentation_net
+from semivid.models.encoder_decoder import build_segmentation_net
 from semivid.training.runtime import Runtime
 
 GROUP = "Evaluation"

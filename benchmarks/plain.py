@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from semivid.models.segmentation import SegmentationNet
+from semivid.models.encoder_decoder import SegmentationNet
 from semivid.pipeline.params import Optimisation
 
 VOID = 255

@@ -23,7 +23,7 @@ class Loop:
         import torch
 
         from benchmarks import plain
-        from semivid.models.segmentation import build_segmentation_net
+        from semivid.models.encoder_decoder import build_segmentation_net
 
         self.torch, params = torch, settings(case)
         options, self.train = params.methods.supervised, params.train

@@ -11,8 +11,7 @@ from semivid.errors import UserError
 from semivid.evaluation.confusion import confusion_matrix, scores
 from semivid.evaluation.curves import best_of_curve
 from semivid.evaluation.inference import segment
-from semivid.models.checkpoints import load_strictly, read_state
-from semivid.models.segmentation import build_segmentation_net
+from semivid.evaluation.trained import protocol, trained_network
 from semivid.pipeline.artifacts import replacing, write_json
 from semivid.pipeline.stage import Stage, run_stage
 from semivid.selection.lists import first_labels
@@ -28,14 +27,7 @@ def main(stage: Stage) -> None:
     frames = index.select(p.evaluate.split, labelled=True)
     if not frames:
         raise UserError(f"no frame of split {p.evaluate.split!r} has a mask; check `data.masks` and `evaluate.split`")
-    network = build_segmentation_net(len(classes.names), **p.network.arguments() | {"weights": "none"})
-    weights = Path(f"models/{stage.run}.safetensors")
-    load_strictly(network, read_state(weights), str(weights))
-    runtime.place(network).eval()
-
-    def predict(images):
-        with runtime.autocast():
-            return network(images).float()
+    predict = trained_network(stage.run, len(classes.names), p.network, runtime, p.evaluate.flip)
 
     confusion = np.zeros((len(classes.names),) * 2, np.int64)
     with replacing(f"data/predictions/{stage.run}") as out:
@@ -44,17 +36,6 @@ def main(stage: Stage) -> None:
             confusion += confusion_matrix(predicted, store.label(frame), len(classes.names))
             (out / f"{frame.frame}.png").write_bytes(cv2.imencode(".png", predicted)[1])
     selection = Path(f"splits/selected/{args.selection}-{args.seed}.txt")
-    protocol = {
-        "data": p.data.name,
-        "network": p.network.encoder,
-        "encoder_weights": Path(p.network.weights).name,
-        "size": "x".join(map(str, p.frames.size)),
-        "crop": "x".join(map(str, p.train.crop)),
-        "batch_size": p.train.batch_size,
-        "evaluation": "last",
-        "eval_split": p.evaluate.split,
-        "n_eval_frames": len(frames),
-    }
     result = {
         "method": args.method,
         "selection": args.selection,
@@ -64,7 +45,7 @@ def main(stage: Stage) -> None:
         "iterations": p.train.iterations,
         **scores(confusion, classes.names),
         **best_of_curve(Path(f"runs/{stage.run}")),
-        "protocol": protocol,
+        "protocol": protocol(p, len(frames)),
     }
     write_json(f"results/runs/{stage.run}.json", result)
 

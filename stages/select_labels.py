@@ -5,12 +5,12 @@ from pathlib import Path
 
 from semivid.data.index import read_classes, read_index
 from semivid.data.store import FrameStore
+from semivid.pipeline.fingerprint import fingerprint
 from semivid.pipeline.stage import Stage, run_stage
 from semivid.selection.lists import write_selection
 from semivid.selection.random import random_order
 from semivid.selection.student import EntropyStudent, grow
 from semivid.selection.uncertainty import highest
-from semivid.training.loop import fingerprint
 
 PREPARED = Path("data/prepared")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from semivid.data.index import read_index
 from semivid.data.store import FrameStore
+from semivid.pipeline.fingerprint import fingerprint
 from semivid.pipeline.stage import Stage, run_stage
 from semivid.selection.diversity import add_uncertainty, distance_matrix, farthest_point, normalise_features
 from semivid.selection.features import read_features
@@ -12,7 +13,6 @@ from semivid.selection.lists import write_selection
 from semivid.selection.random import random_order
 from semivid.selection.student import DepthStudent, grow
 from semivid.selection.uncertainty import highest
-from semivid.training.loop import fingerprint
 
 
 def main(stage: Stage) -> None:

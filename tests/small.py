@@ -28,21 +28,26 @@ _VALUES = {
     "depth_pretrain": _DEPTH,
     "depth_finetune": _DEPTH,
     "disparity": {"feature_pool": 2, "threads": 1},
+    "flow": {"dis": {"preset": "ultrafast"}},
     "select": {
         "ds": {"labels": 4}, "us": _NETWORK | _STUDENT, "ds_us": _NETWORK | _STUDENT, "entropy": _NETWORK | _STUDENT,
     },
-    "network": _NETWORK | {"layers": [8], "output_stride": 2},
+    "network": {"architecture": "encoder_decoder"} | _NETWORK | {"layers": [8], "output_stride": 2},
     "train": {
         "iterations": 3, "batch_size": 2, "crop": [64, 32], "flip": 0.5, "scale": [1.0, 1.0], "evaluate_every": 2,
         "precision": "float32", "threads": 1,
     },
-    "methods": {"supervised": {"lr": 1e-3, "encoder_lr": 1e-3}},
+    "methods": {
+        "supervised": {"lr": 1e-3, "encoder_lr": 1e-3},
+        "flow_baseline": {"lr": 1e-3, "encoder_lr": 1e-3, "unlabelled_batch_size": 2},
+    },
     "evaluate": {"split": "val", "batch_size": 2, "threads": 1},
     "table3": {
         "method": "supervised", "labels": [2, 4], "seeds": [7, 25], "list_seeds": {"7": 42, "25": 43, "42": 44},
         "rows": ["random", "entropy", "us", "ds", "ds_us"],
         "select": {"names": ["random"], "features": ["ds"], "student": ["us", "ds_us"], "labels": ["entropy"]},
     },
+    "flow_table": {"percents": [100, 50], "seeds": [7, 25]},
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import cases, depth, harness, loading, plain, training
 
 from semivid.depth.losses import monodepth_loss
-from semivid.models.segmentation import build_segmentation_net
+from semivid.models.encoder_decoder import build_segmentation_net
 from semivid.selection.diversity import distance_matrix, farthest_point
 
 

@@ -15,8 +15,8 @@ from helpers import fill_by_rule, rand
 from semivid.depth.networks import build_depth_model
 from semivid.errors import UserError
 from semivid.models import checkpoints, weights
+from semivid.models.encoder_decoder import build_segmentation_net
 from semivid.models.encoders import build_encoder
-from semivid.models.segmentation import build_segmentation_net
 
 LITE = "tf_efficientnet_lite0"
 SMALL = {"channels": (4,) * 5, "aspp": ()}

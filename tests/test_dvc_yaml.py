@@ -18,7 +18,7 @@ import yaml
 from ruamel.yaml import YAML
 
 from semivid.errors import UserError
-from semivid.pipeline.params import Params, pick
+from semivid.pipeline.params import EncoderDecoder, FCN8s, Params, pick
 from semivid.pipeline.sources import imports_of
 from semivid.pipeline.stage import Stage
 from small import small_params
@@ -26,6 +26,8 @@ from small import small_params
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 PRESETS = sorted(p.stem for p in (ROOT / "presets").glob("*.yaml"))
+METHOD, ARCHITECTURE = "src/semivid/methods/${item.method}.py", "src/semivid/models/${network.architecture}.py"
+ARCHITECTURES, NETWORKS = ("encoder_decoder", "fcn8s"), (EncoderDecoder, FCN8s)
 PATH = re.compile(r"(data|models|runs|results|splits|presets)/[^ ]*[^ /.,]")
 
 
@@ -94,20 +96,21 @@ def path_literals(path):
 
 @functools.cache
 def source_files(name):
-    """What the command imports: of the package by imports_of, and of a method that a template names."""
+    """What the command imports, by imports_of: of the script, and of the files that a template names."""
     entry, package = STAGES[name], ROOT / "src/semivid"
     found = imports_of(script_of(entry), package)
     for dep in entry["deps"]:
-        if dep.startswith("src/") and "${item." in dep:
-            for file in ROOT.glob(stars(dep)):
-                if file.name not in ("__init__.py", "base.py"):
-                    found |= imports_of(file, package)
+        if dep == METHOD:
+            found |= imports_of(ROOT / "src/semivid/methods/supervised.py", package)
+        elif dep == ARCHITECTURE:
+            for architecture in ARCHITECTURES:
+                found |= imports_of(ROOT / f"src/semivid/models/{architecture}.py", package)
     return {str(f.relative_to(ROOT)) for f in found}
 
 
 @pytest.mark.parametrize("name", STAGES)
 def test_keys_are_those_that_the_script_reads(name):
-    declared = [re.sub(r"\$\{item\.(\w+)\}", r"{\1}", key) for key in STAGES[name].get("params", [])]
+    declared = [re.sub(r"\$\{(?:item\.)?([\w.]+)\}", r"{\1}", key) for key in STAGES[name].get("params", [])]
     assert sorted(declared) == sorted(Script(script_of(STAGES[name])).keys)
     assert len(set(declared)) == len(declared)
 
@@ -130,12 +133,19 @@ def test_source_files_are_those_that_the_script_imports(name):
 
 
 def test_what_is_imported_by_name_is_a_dependency_of_its_own():
-    """imports_of cannot see importlib: where a script uses it, a template must name the file."""
-    users = [n for n in STAGES if "importlib" in script_of(STAGES[n]).read_text()]
-    assert users == ["train"]
-    assert "src/semivid/methods/${item.method}.py" in STAGES["train"]["deps"]
-    for file in [f for n in STAGES for f in source_files(n)]:
+    """imports_of cannot see importlib: where code uses it, a template must name the file."""
+    by_method = [n for n in STAGES if "importlib" in script_of(STAGES[n]).read_text()]
+    by_architecture = [n for n in STAGES if "src/semivid/models/build.py" in source_files(n)]
+    assert by_method == ["train"] and len(by_architecture) == 5
+    for name in STAGES:
+        assert (METHOD in STAGES[name]["deps"]) == (name in by_method)
+        assert (ARCHITECTURE in STAGES[name]["deps"]) == (name in by_architecture)
+    for file in {f for n in STAGES for f in source_files(n)} - {"src/semivid/models/build.py"}:
         assert "import_module" not in (ROOT / file).read_text()
+
+
+def test_every_architecture_that_the_parameters_know_is_looked_through():
+    assert sorted(ARCHITECTURES) == sorted(k.model_fields["architecture"].annotation.__args__[0] for k in NETWORKS)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -174,7 +184,9 @@ def test_every_output_has_one_maker_and_a_telling_suffix():
     made = [stars(o) for entry in STAGES.values() for o in outputs(entry)]
     families = [m for m in made if m.startswith("splits/selected/")]
     assert len(families) == 4 and len(set(families)) == 1, "the select stages share one family"
-    rest = [m for m in made if m not in families]
+    trained = [stars(o) for name in ("train_flow_baseline", "train_flow") for o in outputs(STAGES[name])]
+    assert len(trained) == 4 and len(set(trained)) == 2, "so do the trainings of one table; their methods differ"
+    rest = [m for m in made if m not in families + trained]
     for a, b in itertools.combinations(rest, 2):
         assert a != b and not a.startswith(f"{b}/") and not b.startswith(f"{a}/")
 
@@ -405,17 +417,26 @@ def test_every_stage_runs_on_its_declared_inputs_and_makes_its_declared_outputs(
     item = {"method": "supervised", "selection": "ds", "labels": 4, "seed": 7}
     sandbox = world.run("train", **item)
     world.run("evaluate", **item)
+    flow = {"percent": 50, "seed": 7}
+    world.run("flow")
+    world.run("fraction_lists", seed=7)
+    world.run("train_flow_baseline", method="flow_baseline", **flow)
+    world.run("train_flow", method="flow_consistency", **flow)
+    for method in ("flow_baseline", "flow_consistency"):
+        world.run("evaluate_flow", method=method, **flow)
     one_row = small_params()
+    one_row["flow_table"] |= {"percents": [50], "seeds": [7]}
     one_row["table3"] |= {
         "rows": ["ds"], "labels": [4], "seeds": [7],
         "select": {"names": [], "features": ["ds"], "student": [], "labels": []},
     }  # fmt: skip
     world.params = Params.model_validate(one_row)
-    for name in ("table3", "report"):
+    for name in ("table3", "report", "flow_table"):
         if hasattr(importlib.import_module(name), "remove_orphans"):  # asks DVC, of which a sandbox knows nothing
             monkeypatch.setattr(importlib.import_module(name), "remove_orphans", lambda: [])
         world.run(name)
     assert "supervised" in (world.folder / "results/table3.csv").read_text()
+    assert "flow_consistency,50" in (world.folder / "results/flow_consistency.csv").read_text()
     ran = {p.name.partition("-")[2] for p in sandbox.parent.iterdir() if p.is_dir()} - {""}
     assert ran == set(STAGES), "a stage was not tried"
 

@@ -12,9 +12,9 @@ from helpers import fill_by_rule, rand
 from semivid.depth.networks import DepthModel, build_depth_model
 from semivid.errors import UserError
 from semivid.models.depth_decoder import ASPP, DepthDecoder
+from semivid.models.encoder_decoder import SegmentationDecoder, SegmentationNet, build_segmentation_net
 from semivid.models.encoders import build_encoder
 from semivid.models.pose import PoseDecoder, PoseNet
-from semivid.models.segmentation import SegmentationDecoder, SegmentationNet, build_segmentation_net
 
 SIZE = (64, 128)
 FRAME = (1, 3, *SIZE)

@@ -20,10 +20,11 @@ from semivid.errors import UserError
 from semivid.evaluation.curves import best_of_curve
 from semivid.methods.base import Method
 from semivid.methods.supervised import Supervised
-from semivid.models.segmentation import SegmentationNet
+from semivid.models.encoder_decoder import SegmentationNet
+from semivid.pipeline.fingerprint import fingerprint
 from semivid.pipeline.params import Optimisation, Train
 from semivid.training import loop
-from semivid.training.loop import fingerprint, finish, fit, write_curves
+from semivid.training.loop import finish, fit, write_curves
 from semivid.training.losses import cross_entropy
 from semivid.training.optim import build_optimizer, clip_gradients, rate_factor, set_rates
 from semivid.training.resume import load_resume, save_resume

@@ -132,6 +132,27 @@ class LabelledSamples:
         }
 
 
+class UnlabelledSamples:
+    """Samples {image: uint8 (3, H, W) RGB} of frames with or without a mask, in a random window."""
+
+    def __init__(
+        self, store: FrameStore, crop: tuple[int, int], flip: float, scale: tuple[float, float] = (1.0, 1.0)
+    ) -> None:
+        self.store, self.crop, self.flip, self.scale = store, crop, flip, scale
+
+    def __call__(self, frame: Frame, rng: np.random.Generator) -> Sample:
+        return {"image": self.picture(frame, self.window(frame, rng))}
+
+    def window(self, frame: Frame, rng: np.random.Generator) -> Window:
+        """A random window of `frame`."""
+        image = self.store.image(frame)
+        return Window((image.shape[1], image.shape[0]), self.crop, rng, self.flip, self.scale)
+
+    def picture(self, frame: Frame, window: Window) -> np.ndarray:
+        """The frame's picture in that window, uint8 (3, H, W)."""
+        return np.ascontiguousarray(window(self.store.image(frame)).transpose(2, 0, 1))
+
+
 def check_crop(crop: tuple[int, int], size: tuple[int, int], key: str) -> None:
     """Raise UserError if a crop is larger than the prepared frames (width, height)."""
     if crop[0] > size[0] or crop[1] > size[1]:

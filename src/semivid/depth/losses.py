@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from semivid.geometry.camera import MAX_DEPTH, MIN_DEPTH, disp_to_depth
 from semivid.geometry.warp import Reprojection, sample
+from semivid.models.encoder_decoder import resize
 from semivid.models.precision import at_least_float32
-from semivid.models.segmentation import resize
 
 SSIM_WEIGHT = 0.85
 SMOOTHNESS_WEIGHT = 1e-3

@@ -14,7 +14,8 @@ from semivid.depth.networks import DepthModel
 from semivid.depth.pretrain import DepthPretraining, mean_losses
 from semivid.depth.samples import VideoSamples, frames_with_neighbours
 from semivid.errors import UserError
-from semivid.training.loop import History, fingerprint, fit
+from semivid.pipeline.fingerprint import fingerprint
+from semivid.training.loop import History, fit
 from semivid.training.runtime import Runtime
 
 if TYPE_CHECKING:

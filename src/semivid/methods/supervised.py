@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from semivid.methods.base import Method
-from semivid.models.segmentation import SegmentationNet
+from semivid.models.encoder_decoder import SegmentationNet
 from semivid.pipeline.params import Optimisation, Train
 from semivid.training.losses import cross_entropy
 from semivid.training.optim import build_optimizer, clip_gradients, rate_factor

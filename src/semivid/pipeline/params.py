@@ -7,7 +7,8 @@ import re
 import reprlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML, YAMLError
@@ -36,6 +37,10 @@ class Block(BaseModel):
     """A block of params.yaml: unknown keys are errors, and nothing changes after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NoOptions(Block):
+    """A choice that has nothing to set."""
 
 
 class Splits(Block):
@@ -118,6 +123,39 @@ class Backbone(Block):
         }
 
 
+class FlowPyflow(Block):
+    alpha: PositiveNumber
+    ratio: Annotated[Number, Field(gt=0, lt=1)]
+    min_width: Positive
+    outer: Positive
+    inner: Positive
+    sor: Positive
+    colour: Literal["rgb", "bgr", "grey"]
+
+
+class FlowDis(Block):
+    preset: Literal["ultrafast", "fast", "medium"]
+    finest_scale: Annotated[int, Field(strict=True, ge=0, le=10)] | None
+
+
+class FlowRaft(Block):
+    network: Literal["raft_small", "raft_large"]
+    weights: Text
+    updates: Positive
+
+
+class Flow(Block):
+    method: Literal["dis", "best", "pyflow", "raft"]
+    frames: Literal["annotated", "all"]
+    backward: Switch
+    format: Literal["png", "float16"]
+    pictures: Switch
+    dis: FlowDis
+    best: NoOptions
+    pyflow: FlowPyflow
+    raft: FlowRaft
+
+
 class DepthNetwork(Backbone):
     pose_encoder: EncoderName
     pose_weights: Text
@@ -176,10 +214,6 @@ class Disparity(Block):
     threads: Threads
 
 
-class NoOptions(Block):
-    """A criterion that has nothing to set."""
-
-
 class SelectDiversity(Block):
     labels: Positive
 
@@ -217,22 +251,44 @@ class Select(Block):
     entropy: SelectStudent
 
 
-class Network(Backbone):
+class EncoderDecoder(Backbone):
+    """The segmentation network of Three Ways."""
+
+    architecture: Literal["encoder_decoder"]
     layers: Annotated[list[Annotated[int, Field(strict=True, ge=0, le=9)]], Field(min_length=1)]
     output_stride: Positive
     head_inter: Switch
     head_channels: Positive
 
     @model_validator(mode="after")
-    def _decoder_feeds_the_head(self) -> Network:
+    def _decoder_feeds_the_head(self) -> EncoderDecoder:
         if max(self.layers) < 5 or len(set(self.layers)) < len(self.layers):
             raise ValueError(f"layers {self.layers}: each once, and one of them 5 or more (the decoder's)")
         return self
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `semivid.models.segmentation.build_segmentation_net`."""
+        """Keyword arguments of `semivid.models.encoder_decoder.build_segmentation_net`."""
         head = {"layers": self.layers, "output_stride": self.output_stride, "head_inter": self.head_inter}
         return self.backbone() | head | {"projection_channels": self.head_channels, "head_channels": self.head_channels}
+
+
+class FCN8s(Block):
+    """FCN-8s on VGG16, the network of the flow consistency reference."""
+
+    architecture: Literal["fcn8s"]
+    weights: Text
+    input: Literal["imagenet", "reference"]
+
+    encoder: ClassVar[str] = "vgg16"
+    stride: ClassVar[int] = 0  # padded by 100 pixels, it takes any size
+    aspp_rates: ClassVar[list[int]] = []
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `semivid.models.fcn8s.build_fcn8s`."""
+        return {"weights": self.weights, "input": self.input}
+
+
+Network = Annotated[EncoderDecoder | FCN8s, Field(discriminator="architecture")]
 
 
 class Train(Block):
@@ -262,13 +318,40 @@ class Optimisation(Block):
     clip: Annotated[Number, Field(ge=0)]
 
 
+class FlowBaseline(Optimisation):
+    """What the baseline and the flow consistency runs share: the steps and the optimiser."""
+
+    momentum: Annotated[Number, Field(ge=0, lt=1)]
+    reduction: Literal["mean", "sum"]
+    structure: Literal["two_step", "one_step"]
+    unlabelled: Literal["all", "annotated"]
+    unlabelled_batch_size: Annotated[int, Field(strict=True, ge=0, le=10**9)]
+    start: Annotated[int, Field(strict=True, ge=0)]
+
+
+class FlowConsistency(Block):
+    """The flow consistency loss."""
+
+    weight: Number
+    version: Literal["final", "january", "v2"]
+    max_shift: Annotated[int, Field(strict=True, ge=1, le=16)]
+    threshold: Annotated[Number, Field(ge=0)]
+    seam: Literal["masked", "reference"]
+    discard_bottom: Annotated[Number, Field(ge=0, lt=1)]
+    consistent_only: Switch
+    clamp: PositiveNumber | None
+
+
 class Methods(Block):
     supervised: Optimisation
+    flow_baseline: FlowBaseline
+    flow_consistency: FlowConsistency
 
 
 class Evaluate(Block):
     split: Literal["train", "val"]
     batch_size: Positive
+    flip: Switch
     threads: Threads
 
 
@@ -304,6 +387,30 @@ class Table3(Block):
         return self
 
 
+Percent = Annotated[int, Field(strict=True, ge=1, le=100)]
+
+
+class FlowTable(Block):
+    """results/flow_consistency.csv."""
+
+    rows: Annotated[list[Literal["flow_baseline", "flow_consistency"]], Field(min_length=1)]
+    baseline: list[Literal["flow_baseline"]]
+    consistency: list[Literal["flow_consistency"]]
+    percents: Annotated[list[Percent], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _lists_are_sets(self) -> FlowTable:
+        for key in ("rows", "percents", "seeds"):
+            values = getattr(self, key)
+            if len(set(values)) < len(values):
+                raise ValueError(f"flow_table.{key} {values} lists one of them twice")
+        known = [*self.baseline, *self.consistency]
+        if sorted(known) != sorted(self.rows):
+            raise ValueError(f"rows {self.rows} and the methods of baseline and consistency {known} must be the same")
+        return self
+
+
 class Params(Block):
     """The whole of params.yaml."""
 
@@ -314,12 +421,14 @@ class Params(Block):
     depth_pretrain: DepthPretrain
     depth_finetune: DepthFinetune
     disparity: Disparity
+    flow: Flow
     select: Select
     network: Network
     train: Train
     methods: Methods
     evaluate: Evaluate
     table3: Table3
+    flow_table: FlowTable
 
     @model_validator(mode="after")
     def _blocks_agree(self) -> Params:
@@ -328,7 +437,16 @@ class Params(Block):
         methods = list(type(self.methods).model_fields)
         if self.table3.method not in methods:
             wrong.append(f"`table3.method`: no method {self.table3.method!r}; choose one of {', '.join(methods)}")
-        trained: dict[str, tuple[Any, Backbone]] = {
+        steps, loss = self.methods.flow_baseline, self.methods.flow_consistency
+        if self.flow_table.consistency and steps.unlabelled_batch_size == 0:
+            wrong.append(
+                "`methods.flow_baseline.unlabelled_batch_size` 0 leaves flow_consistency nothing to learn from"
+            )
+        if loss.consistent_only and not self.flow.backward:
+            wrong.append("`methods.flow_consistency.consistent_only` needs `flow.backward: true`")
+        if steps.unlabelled == "all" and self.flow.frames == "annotated":
+            wrong.append("`methods.flow_baseline.unlabelled` all needs `flow.frames: all`")
+        trained: dict[str, tuple[Any, Any]] = {
             "train": (self.train, self.network),
             "depth_pretrain": (self.depth_pretrain, self.depth_network),
             "depth_finetune": (self.depth_finetune, self.depth_network),
@@ -358,14 +476,29 @@ class Params(Block):
         return self
 
 
-def _nearest(model: Any, location: tuple) -> str:
-    """A hint for an unknown key: the nearest key that its block has."""
-    for name in location[:-1]:
-        field = getattr(model, "model_fields", {}).get(name)
-        if field is None:
-            return ""
-        model = field.annotation
-    return _did_you_mean(location[-1], getattr(model, "model_fields", {}))
+def _follow(location: tuple) -> tuple[tuple, Any]:
+    """A fault's place in the file, and the block it is in.
+
+    Where a block has several kinds (`network`), pydantic names the kind behind the block; the file does not.
+    """
+    model: Any = Params
+    place, kinds = [], None
+    for part in location:
+        if kinds:
+            model, kinds = kinds.get(part), None
+            continue
+        place.append(part)
+        if part != location[-1]:
+            annotation = getattr(getattr(model, "model_fields", {}).get(part), "annotation", None)
+            kinds = {get_args(k.model_fields["architecture"].annotation)[0]: k for k in get_args(annotation)} if (
+                get_origin(annotation) is UnionType and all(_has_kinds(k) for k in get_args(annotation))
+            ) else None  # fmt: skip
+            model = annotation
+    return tuple(place), model
+
+
+def _has_kinds(model: Any) -> bool:
+    return "architecture" in getattr(model, "model_fields", {})
 
 
 def _did_you_mean(word: object, known: Iterable[str]) -> str:
@@ -404,11 +537,17 @@ _PLAIN = {  # where pydantic speaks of Python
 def _explain(error: ValidationError, path: Path) -> list[str]:
     lines = []
     for e in error.errors():
-        key = ".".join(str(part) for part in e["loc"] if part != "[key]")
+        place, block = _follow(e["loc"])
+        key = ".".join(str(part) for part in place if part != "[key]")
         if e["type"] == "extra_forbidden":
-            lines.append(f"{path}: unknown key `{key}`{_nearest(Params, e['loc'])}")
-        elif e["type"] == "missing":
+            hint = _did_you_mean(place[-1], getattr(block, "model_fields", {}))
+            lines.append(f"{path}: unknown key `{key}`{hint}")
+        elif e["type"] in ("missing", "union_tag_not_found"):
+            key += ".architecture" * (e["type"] != "missing")
             lines.append(f"{path}: key `{key}` is missing; presets/street.yaml shows every key")
+        elif e["type"] == "union_tag_invalid":
+            choice = e["ctx"]["expected_tags"]
+            lines.append(f"{path}: `{key}.architecture` must be one of {choice} (found {_short.repr(e['ctx']['tag'])})")
         else:
             found = "" if isinstance(e["input"], dict | Block) else f" (found {_short.repr(e['input'])})"
             where = f"{path}: `{key}`: " if key else f"{path}: "

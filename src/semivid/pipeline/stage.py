@@ -8,6 +8,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -20,7 +21,7 @@ from typing import NoReturn
 
 from semivid.errors import UserError
 from semivid.pipeline.artifacts import write_json
-from semivid.pipeline.params import pick, read_params
+from semivid.pipeline.params import Params, pick, read_params
 from semivid.pipeline.process import die_with_parent
 
 log = logging.getLogger("semivid")
@@ -91,7 +92,7 @@ def run_stage(main: Callable[[Stage], None], keys: list[str], arguments: dict[st
     """Run `main` as the stage command of the calling script.
 
     keys       dotted keys of params.yaml that the stage reads: the same as in its dvc.yaml entry. ``{criterion}``
-               stands for the argument of that name.
+               stands for the argument of that name, ``{flow.method}`` for the value of that key.
     arguments  matrix values, as ``--name value`` with their types, in DVC's order.
     Exit codes: 0 done, 2 bad input (one line, no traceback), 143 stopped by SIGTERM, 130 by Ctrl-C, 1 a bug
     (traceback, also in the log).
@@ -109,7 +110,7 @@ def run_stage(main: Callable[[Stage], None], keys: list[str], arguments: dict[st
     die_with_parent()
     try:
         lock = _lock(name)
-        params = pick(read_params(), tuple(k.format(**values) for k in keys))
+        params = pick(*_resolved(keys, values))
         _set_up_log(name)
         start = time.perf_counter()
         main(Stage(name, SimpleNamespace(**values), params))
@@ -128,6 +129,17 @@ def run_stage(main: Callable[[Stage], None], keys: list[str], arguments: dict[st
     except Exception:
         _log_bug()
         raise
+
+
+def _resolved(keys: list[str], values: dict) -> tuple[Params, tuple[str, ...]]:
+    """All parameters, and `keys` with what stands in braces replaced."""
+    params = read_params()
+
+    def replacement(match: re.Match) -> str:
+        name = match[1]
+        return str(values[name] if name in values else pick(params, (name,))[name])
+
+    return params, tuple(re.sub(r"\{([\w.]+)\}", replacement, key) for key in keys)
 
 
 def _refuse(message: str, debug: bool) -> NoReturn:

@@ -18,7 +18,7 @@ from semivid.depth.networks import DepthModel, build_depth_model
 from semivid.errors import UserError
 from semivid.evaluation.inference import whole_frames
 from semivid.methods.base import Method
-from semivid.models.segmentation import build_segmentation_net
+from semivid.models.encoder_decoder import build_segmentation_net
 from semivid.pipeline.artifacts import write_json
 from semivid.pipeline.params import SelectStudent
 from semivid.selection.entropy import entropy_score

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 
-def build_optimizer(kind: str, groups: list[dict], weight_decay: float) -> torch.optim.Optimizer:
-    """SGD (momentum 0.9), Adam or AdamW over `groups` [{"params": ..., "lr": base rate}, ...].
+def build_optimizer(kind: str, groups: list[dict], weight_decay: float, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """SGD (with `momentum`), Adam or AdamW over `groups` [{"params": ..., "lr": base rate}, ...].
 
     Each group keeps its base rate as ``base_lr``; `set_rates` scales it.
     """
@@ -18,7 +18,7 @@ def build_optimizer(kind: str, groups: list[dict], weight_decay: float) -> torch
         group["base_lr"] = group["lr"]
     # Fused: one kernel for all tensors instead of several per tensor.
     if kind == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, weight_decay=weight_decay, fused=True)
+        return torch.optim.SGD(groups, momentum=momentum, weight_decay=weight_decay, fused=True)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind](groups, weight_decay=weight_decay, fused=True)
 
 
