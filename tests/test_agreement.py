@@ -25,37 +25,49 @@ ROOT = Path(__file__).resolve().parent.parent
 TABLES = ["table3", "report"]
 SCORED = ["evaluate@*", *TABLES]
 TRAINED = ["train@*", *SCORED]
+FLOW_SCORED = ["evaluate_flow@*", "flow_table"]
+FLOW_CONSISTENCY = ["train_flow@*", "evaluate_flow@flow_consistency-*", "flow_table"]
+FLOW_TRAINED = ["train_flow_baseline@*", "train_flow@*", *FLOW_SCORED]
+FLOW = ["flow", "train_flow@*", *FLOW_SCORED]
 DS_US = ["select_student@*", "train@supervised-ds_us-*", "evaluate@supervised-ds_us-*", *TABLES]
 TEACHER = ["depth_finetune", "depth_scores", "disparity", *DS_US]
 DEPTH = ["depth_pretrain", *TEACHER]
 RANDOM = ["select_names@*", "train@supervised-random-*", "evaluate@supervised-random-*", *TABLES]
-MASKS = ["masks", "disparity", *DS_US, *RANDOM]
+MASKS = ["masks", "disparity", *DS_US, *RANDOM, "flow", "fraction_lists@*", *FLOW_TRAINED]
 FRAMES = ["frames", *MASKS, *DEPTH]
 
 KEYS = {  # at least one of every block of params.yaml: another value, and who must run again
     "data__holdout": (0.5, FRAMES),
-    "data__name": ("x", [*RANDOM, *SCORED]),
+    "data__name": ("x", [*RANDOM, *SCORED, *FLOW_SCORED]),
     "render__seed": (2, ["render", "depth_scores"]),
     "frames__quality": (50, FRAMES),
     "depth_network__aspp_rates": ([1, 2], DEPTH),
     "depth_pretrain__lr": (0.5, DEPTH),
     "depth_finetune__lr": (0.5, TEACHER),
     "disparity__bits": (8, ["disparity", *DS_US]),
+    "flow__method": ("best", FLOW),
+    "flow__dis__preset": ("fast", FLOW),
+    "flow__pyflow__alpha": (0.5, []),  # read by a method that is not asked for
     "select__ds_us__bias": (3.0, DS_US),
     "select__us__lr": (0.5, []),  # read by a criterion that is no row of this table
-    "network__head_channels": (8, TRAINED),
-    "train__iterations": (4, TRAINED),
+    "network__head_channels": (8, [*TRAINED, *FLOW_TRAINED]),
+    "train__iterations": (4, [*TRAINED, *FLOW_TRAINED]),
     "methods__supervised__lr": (0.5, TRAINED),
-    "evaluate__batch_size": (1, SCORED),
+    "methods__flow_baseline__lr": (0.5, FLOW_TRAINED),
+    "methods__flow_consistency__weight": (0.5, FLOW_CONSISTENCY),
+    "evaluate__batch_size": (1, [*SCORED, *FLOW_SCORED]),
     "table3__seeds": ([7, 25, 42], ["select_names@random-42", "select_student@ds_us-42", "*@*-2-42", *TABLES]),
     "table3__seeds less": ([7], TABLES),
     "table3__labels": ([2, 3], ["train@*-3-*", "evaluate@*-3-*", *TABLES]),
     "table3__rows": (["random"], TABLES),
+    "flow_table__percents": ([50, 100], ["fraction_lists@*", *FLOW_TRAINED]),
 }
 FILES = {
     "src/semivid/methods/supervised.py": TRAINED,
     "src/semivid/selection/diversity.py": ["disparity", *DS_US],
-    "src/semivid/training/loop.py": [*DEPTH, *TRAINED],
+    "src/semivid/training/loop.py": [*DEPTH, *TRAINED, *FLOW_TRAINED],
+    "src/semivid/methods/flow_consistency.py": FLOW_TRAINED,
+    "src/semivid/flow/estimators.py": FLOW,
     "src/semivid/evaluation/chart.py": ["report"],
     "src/semivid/pipeline/stage.py": [],  # plumbing: where and when things run, not what comes out
     "stages/evaluate.py": SCORED,
@@ -90,6 +102,7 @@ class Checkout:
             params["data"][block] = {split: f"raw/{name}/{split}" for split in ("train", "val")}
         params["table3"] |= {"labels": [2], "rows": ["random", "ds_us"]}
         params["table3"]["select"] = {"names": ["random"], "features": [], "student": ["ds_us"], "labels": []}
+        params["flow_table"] |= {"percents": [50], "seeds": [7]}
         for key, value in changes.items():
             *parents, last = key.split("__")
             block = params
@@ -218,7 +231,7 @@ def test_no_others_run_and_taking_it_back_runs_nothing(checkout, what, run, rest
     undo = checkout.set
     if what == "batch size":
         checkout.set(evaluate__batch_size=1)
-        patterns, surely = SCORED, ["evaluate@*"]
+        patterns, surely = [*SCORED, *FLOW_SCORED], ["evaluate@*", "evaluate_flow@*"]
     elif what == "mask":
         undo = change(checkout.folder / "raw/gtFine")
         patterns, surely = MASKS, ["masks"]

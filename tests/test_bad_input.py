@@ -544,7 +544,7 @@ PARAMS_CASES = {
     "misspelt value": (_replace("optimizer: adamw", "optimizer: adam_w"), [
         ("`methods.supervised.optimizer`", "'sgd', 'adam' or 'adamw'", "did you mean `adamw`?")
     ]),
-    "misspelt method": (_set(table3__method="supervized"), ["`table3.method`: no method 'supervized'; choose one of"]),
+    "misspelt method": (_set(table3__method="supervized"), ["`table3.method`: no method 'supervized'"]),
     "number as a text": (_replace("    lr: 0.001", '    lr: "1e-3"'), [
         (".lr`: Input should be a valid number", "found '1e-3'", "without quotes")
     ]),

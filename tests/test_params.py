@@ -148,6 +148,9 @@ def test_network_blocks_fit_their_builders(read):
         ("select.ds_us.bais", "bias"),
         ("select.entopy", "entropy"),
         ("table3.select.feature", "features"),
+        ("network.head_chanels", "head_channels"),
+        ("flow.pyflow.min_with", "min_width"),
+        ("methods.flow_consistency.treshold", "threshold"),
     ],
 )
 def test_unknown_keys_are_refused_with_the_nearest_name(read, key, hint):
@@ -160,7 +163,18 @@ def test_an_unknown_key_like_no_other_gets_no_hint(read):
     assert "unknown key `train.xyzzy`" in line and "did you mean" not in line
 
 
-@pytest.mark.parametrize("key", ["train", "train.iterations", "data.masks.val", "select.us.steps", "table3.rows"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "train",
+        "train.iterations",
+        "data.masks.val",
+        "select.us.steps",
+        "table3.rows",
+        "network.layers",
+        "network.architecture",
+    ],
+)
 def test_missing_keys_are_named(read, key):
     (line,) = refused(read, changed(key, ...))
     assert f"`{key}` is missing" in line
@@ -214,6 +228,16 @@ def test_all_faults_are_told_at_once(read):
         ("select.random", {"labels": 3}),
         ("table3.labels", []),
         ("table3.seeds", []),
+        ("network.architecture", "fcn32s"),
+        ("flow.method", "farneback"),
+        ("flow.pyflow.ratio", 1.0),
+        ("flow.dis.finest_scale", -1),
+        ("methods.flow_baseline.momentum", 1.0),
+        ("methods.flow_consistency.max_shift", 0),
+        ("methods.flow_consistency.clamp", 0),
+        ("flow_table.percents", [0, 100]),
+        ("flow_table.percents", [50, 50]),
+        ("flow_table.rows", ["flow_baseline"]),
     ],
 )
 def test_values_out_of_range_or_of_another_kind(read, key, value):
@@ -258,6 +282,35 @@ def test_table_seeds_are_not_negative(read):
 
 
 # ---- combinations
+
+
+def test_a_network_has_the_keys_of_its_architecture(read):
+    fcn8s = {"architecture": "fcn8s", "weights": "none", "input": "imagenet"}
+    assert read(changed("network", fcn8s)).network.arguments() == {"weights": "none", "input": "imagenet"}
+    (line,) = refused(read, changed("network", fcn8s | {"encoder": "resnet18"}))
+    assert "unknown key `network.encoder`" in line
+    lines = refused(read, changed("network.architecture", "fcn8"))
+    assert len(lines) == 1 and "`network.architecture` must be one of" in lines[0] and "found 'fcn8'" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"methods.flow_baseline.unlabelled_batch_size": 0}, "leaves flow_consistency nothing to learn from"),
+        ({"methods.flow_consistency.consistent_only": True, "flow.backward": False}, "needs `flow.backward: true`"),
+        ({"flow.frames": "annotated"}, "`methods.flow_baseline.unlabelled` all needs `flow.frames: all`"),
+        ({"table3.method": "flow_consistency"}, "choose one of supervised"),
+    ],
+)
+def test_blocks_that_contradict_each_other(read, changes, told):
+    params = small_params()
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        block = params
+        for part in parents:
+            block = block[part]
+        block[last] = value
+    assert any(told in line for line in refused(read, params))
 
 
 def test_every_seed_needs_a_list_seed(read):
