@@ -50,10 +50,3 @@ def split_confusion(
     for frame, predicted in segment(predict, frames, store, batch_size, runtime):
         total += confusion_matrix(predicted, store.label(frame), num_classes)
     return total
-
-
-def flip_averaged(predict: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    def averaged(images):
-        return (predict(images) + predict(images.flip(-1)).flip(-1)) / 2
-
-    return averaged
