@@ -132,6 +132,7 @@ def small(seed=0, size=(4, 5), classes=3):
     logits = 3 * randn((2, classes, *size), seed).double()
     flow = (2 * rand((2, 2, *size), seed + 1) - 1).double()
     flow[:, :, 1, 2] = 0
+    flow[0, 0, 2, 3] = flow[1, 1, 0, 1] = 0  # moves along one axis only: not static
     flow[1, :, 2, :3] = 0.25  # equal neighbours
     return logits, flow, rand((2, *size), seed + 2) < 0.7
 

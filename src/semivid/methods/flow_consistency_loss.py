@@ -77,8 +77,7 @@ def flow_consistency_loss(
     )
     if reduction not in ("sum", "mean"):
         raise UserError(f"flow consistency: unknown reduction {reduction!r}; take sum or mean")
-    with torch.autocast(logits.device.type, enabled=False):
-        loss = _PairedLogLikelihood.apply(logits, weights)
+    loss = _PairedLogLikelihood.apply(logits, weights)
     if version == "v2":
         loss = -loss
     return loss if reduction == "sum" else loss / max(weights[next(iter(weights))].numel(), 1)
@@ -185,7 +184,7 @@ def _overlap(shift: Shift, size: torch.Size) -> tuple[tuple[slice | type(...), .
     """Indices of all pixels that have a neighbour at minus `shift` (a >= 0) inside, and of those neighbours."""
     (a, b), (height, width) = shift, size
     left, right = max(0, b), max(min(width, width + b), max(0, b))
-    here = (..., slice(min(a, height), height), slice(left, right))
+    here = (..., slice(a, height), slice(left, right))
     there = (..., slice(0, max(height - a, 0)), slice(left - b, right - b))
     return here, there
 
