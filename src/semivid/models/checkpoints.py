@@ -111,6 +111,15 @@ def describe(state: Mapping[str, Tensor]) -> str:
         first = next(v for k, v in state.items() if k.removeprefix("encoder.") == "conv1.weight")
         frames = f" of {first.shape[1] // 3} frames" if first.shape[1] > 3 else ""
         return f"a ResNet-{known.get((bottleneck, blocks), '?')}{frames}"
+    if "features.0.weight" in names:
+        layers = sum(value.ndim == 4 for key, value in state.items() if key.startswith("features."))
+        norm = " with batch normalisation" if "features.1.running_mean" in names else ""
+        return f"a VGG-{layers + 3}{norm}" if layers in (8, 10, 13, 16) else f"a network of {layers} convolutions"
+    if {"conv_block1.0.weight", "classifier.6.bias"} <= keys:
+        stride = 8 if "score_pool3.weight" in keys else 16 if "score_pool4.weight" in keys else 32
+        frames = state["conv_block1.0.weight"].shape[1:2].numel() // 3
+        several = f" and {frames} frames" if frames > 1 else ""
+        return f"an FCN-{stride}s of {state['classifier.6.bias'].numel()} classes{several}"
     if names & {"conv_stem.weight", "_conv_stem.weight"}:
         return "an EfficientNet"
     if any(key.startswith("decoder.") for key in keys):
