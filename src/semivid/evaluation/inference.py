@@ -23,6 +23,19 @@ def whole_frames(
         yield chunk, as_float(images.to(runtime.device))
 
 
+def flip_averaged(predict: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A `predict` that averages the logits of the images and of their mirror images, mirrored back.
+
+    Logits, not probabilities, as flow-consistency's ``--eval_flip`` does (flow_consistency.md, section 10).
+    """
+
+    def averaged(images: torch.Tensor) -> torch.Tensor:
+        """Logits (B, C, H, W) of images (B, 3, H, W)."""
+        return (predict(images) + predict(images.flip(-1)).flip(-1)) / 2
+
+    return averaged
+
+
 def segment(
     predict: Callable[[torch.Tensor], torch.Tensor],
     frames: Sequence[Frame],
