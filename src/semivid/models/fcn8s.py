@@ -187,3 +187,6 @@ def _crop(x: Tensor, offset: int, size: tuple[int, int]) -> Tensor:
 
 def _is_channels_last(x: Tensor) -> bool:
     return x.is_contiguous(memory_format=torch.channels_last)
+
+
+build = build_fcn8s  # what semivid.models.build looks for
