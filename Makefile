@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: table3 repro test check check-slow lint format benchmarks preset keep plan doctor
+.PHONY: table3 flow all repro test check check-slow lint format benchmarks preset keep plan doctor
 .DEFAULT_GOAL := table3
 
 $(VENV)/installed: requirements.txt requirements.lock pyproject.toml
@@ -19,7 +19,13 @@ $(VENV)/installed-test: $(VENV)/installed requirements-test.txt
 	touch $@
 
 table3: $(VENV)/installed      ## raw video to results/table3.csv, and what belongs to it (report, depth scores), on all cores
-	snakemake --cores all results/table3.csv all
+	snakemake --cores all results/table3.csv results/report results/depth.json
+
+flow: $(VENV)/installed        ## results/flow_consistency.csv: with and without flow consistency loss
+	snakemake --cores all results/flow_consistency.csv
+
+all: $(VENV)/installed         ## every table
+	snakemake --cores all
 
 repro: $(VENV)/installed       ## the same with DVC as the engine, one stage after the other
 	dvc repro
@@ -31,7 +37,7 @@ doctor:                        ## what is missing on this machine and how to get
 	@PYTHONPATH=src $(or $(wildcard $(VENV)/bin/python),$(PYTHON)) -m semivid.pipeline.doctor
 
 test: $(VENV)/installed-test   ## the whole test suite, under 15 minutes on two cores
-	"$(BIN)"/python -m pytest -m "not slow"
+	"$(BIN)"/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 check-slow: $(VENV)/installed-test
 	"$(BIN)"/python -m pytest -m slow

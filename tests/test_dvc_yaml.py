@@ -5,6 +5,7 @@ import functools
 import hashlib
 import importlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -18,6 +19,7 @@ import yaml
 from ruamel.yaml import YAML
 
 from semivid.errors import UserError
+from semivid.evaluation import validate, visualise
 from semivid.pipeline.params import EncoderDecoder, FCN8s, Params, pick
 from semivid.pipeline.sources import imports_of
 from semivid.pipeline.stage import Stage
@@ -406,6 +408,32 @@ def world(tmp_path, monkeypatch):
     return World(tmp_path, monkeypatch)
 
 
+def look_at_a_run(world, monkeypatch):
+    """The commands that are no stages: scores again, and pictures."""
+    run = "flow_consistency-50-7"
+    monkeypatch.chdir(world.folder)
+    Path("params.yaml").write_text(yaml.safe_dump(small_params()))
+    kept = json.loads(Path(f"results/flow_consistency/{run}.json").read_text())
+    told = validate.validate(run, flip=False)
+    assert f"mean IoU                {100 * kept['miou']:7.2f}" in told and f"{run}: 2 frames of val," in told
+    assert told.splitlines()[1:] != validate.validate(run, flip=True).splitlines()[1:]
+    written = visualise.visualise(run, Path("pictures"), "val", [], 8, flip=False)
+    frames = [p.stem for p in written if p.parent.name == "input"]
+    assert len(frames) == 2 and len(written) == 2 * len(visualise.TASKS) - 2 + 1, "the last frame has no flow"
+    unlabelled = next(
+        f for f in Path("data/prepared/frames.csv").read_text().splitlines() if "_000000" in f and ",val," in f
+    )
+    written = visualise.visualise(run, Path("pictures"), "val", [unlabelled.split(",")[0]], 8, flip=True)
+    assert {p.parent.name for p in written[:-1]} == {*visualise.TASKS} - {"ground_truth"}
+    for bad, message in (
+        (lambda: validate.validate("flow_consistency-50-8", False), "no such run; there are flow_baseline-50-7"),
+        (lambda: validate.validate(run, False, "test"), "no frame of split 'test' has a mask"),
+        (lambda: visualise.visualise(run, Path("x"), "val", ["nobody"], 8, False), "no frame 'nobody'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            bad()
+
+
 def test_every_stage_runs_on_its_declared_inputs_and_makes_its_declared_outputs(world, monkeypatch):
     for name in ("render", "frames", "masks", "depth_pretrain", "depth_finetune", "depth_scores", "disparity"):
         world.run(name)
@@ -424,6 +452,7 @@ def test_every_stage_runs_on_its_declared_inputs_and_makes_its_declared_outputs(
     world.run("train_flow", method="flow_consistency", **flow)
     for method in ("flow_baseline", "flow_consistency"):
         world.run("evaluate_flow", method=method, **flow)
+    look_at_a_run(world, monkeypatch)
     one_row = small_params()
     one_row["flow_table"] |= {"percents": [50], "seeds": [7]}
     one_row["table3"] |= {

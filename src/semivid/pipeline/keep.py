@@ -6,11 +6,12 @@ import shutil
 import sys
 from pathlib import Path
 
-RESULTS = ("table3.csv", "table3.md", "runs.csv", "depth.json", "report")
+RESULTS = ("table3.csv", "table3.md", "runs.csv", "depth.json", "report", "flow_consistency.csv", "flow_consistency.md")
+LISTS = ("selected", "fractions")
 
 
 def keep(name: str) -> Path:
-    """Copy results/{table3.csv, ...}, params.yaml and the selected frames to results/<name>; returns that folder."""
+    """Copy results/{table3.csv, ...}, params.yaml and the lists of labelled frames to results/<name>; returns it."""
     target = Path("results") / name
     target.mkdir(parents=True, exist_ok=True)
     for item in RESULTS:
@@ -20,7 +21,9 @@ def keep(name: str) -> Path:
         elif source.exists():
             shutil.copyfile(source, target / item)
     shutil.copyfile("params.yaml", target / "params.yaml")
-    shutil.copytree("splits/selected", target / "selected", dirs_exist_ok=True)
+    for item in LISTS:
+        if (Path("splits") / item).is_dir():
+            shutil.copytree(Path("splits") / item, target / item, dirs_exist_ok=True)
     return target
 
 
