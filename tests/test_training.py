@@ -21,6 +21,7 @@ from semivid.evaluation.curves import best_of_curve
 from semivid.methods.base import Method
 from semivid.methods.supervised import Supervised
 from semivid.models.encoder_decoder import SegmentationNet
+from semivid.pipeline import fingerprint as fingerprints
 from semivid.pipeline.fingerprint import fingerprint
 from semivid.pipeline.params import Optimisation, Train
 from semivid.training import loop
@@ -451,7 +452,7 @@ def inputs(tmp_path, monkeypatch):
     (tmp_path / "in/sub/a.png").write_text("a")
     (tmp_path / "in/b.csv").write_text("b")
     (tmp_path / "src/code.py").write_text("pass")
-    monkeypatch.setattr(loop, "SOURCES", tmp_path / "src")
+    monkeypatch.setattr(fingerprints, "SOURCES", tmp_path / "src")
     return tmp_path / "in", tmp_path / "src"
 
 
