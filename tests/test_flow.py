@@ -449,6 +449,20 @@ def test_a_known_shift_is_found(method, options):
     assert checks.warping_error(first, second, flow)[0] < 0.25 * checks.warping_error(first, second, flow * 0)[0]
 
 
+def test_best_bears_a_change_of_exposure():
+    """A brighter second image: the flow stays, where the same weights without the match lose it."""
+    first, second = shifted_pair(u=9, v=4)
+    flow = build_estimator("best")(first, second)
+    gaps = {}
+    for gain, offset in ((0.8, 0), (1.1, 5)):
+        other = cv2.convertScaleAbs(second, alpha=gain, beta=offset)
+        gaps[gain] = np.linalg.norm(build_estimator("best")(first, other) - flow, axis=-1).mean()
+    assert max(gaps.values()) < 0.3
+    flat = np.full_like(first, 90)
+    assert np.isfinite(build_estimator("best")(first, flat)).all()
+    assert np.abs(build_estimator("best")(flat, flat)).max() < 1e-3
+
+
 def test_the_finest_scale_and_the_preset_are_used():
     first, second = shifted_pair()
     options = [{}, {"finest_scale": 0}, {"preset": "fast"}, {"preset": "ultrafast"}]

@@ -22,6 +22,7 @@ Estimator = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 PYFLOW = {"alpha": 0.012, "ratio": 0.75, "min_width": 20, "outer": 7, "inner": 1, "sor": 30, "colour": "rgb"}
 DIS = {"preset": "medium", "finest_scale": None}
+BEST = {"alpha": 12.0, "delta": 20.0, "gamma": 5.0, "iterations": 3, "most_gain": 2.0}  # no options: its settings
 RAFT = {"network": "raft_large", "weights": None, "updates": 12}
 _COLOURS = ("rgb", "bgr", "grey")
 _PRESETS = {
@@ -179,14 +180,38 @@ def _luma(image: np.ndarray) -> np.ndarray:
 
 
 def _best() -> Estimator:
+    """DIS at full size with a stronger data term, on square roots of luma, the second image exposed like the first.
+
+    See docs/flow.md for what each choice gave. The square root makes the noise of dark and bright pixels alike. The
+    weights lean on brightness (delta) more than OpenCV's do, which a change of exposure would spoil; hence the match.
+    """
+
     def make() -> cv2.DISOpticalFlow:
         dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
         dis.setFinestScale(0)
-        dis.setVariationalRefinementAlpha(7.0)
-        dis.setVariationalRefinementDelta(15.0)
+        dis.setVariationalRefinementAlpha(BEST["alpha"])
+        dis.setVariationalRefinementDelta(BEST["delta"])
+        dis.setVariationalRefinementGamma(BEST["gamma"])
+        dis.setVariationalRefinementIterations(BEST["iterations"])
         return dis
 
-    return lambda first, second: _run_dis(make(), _luma(first), _luma(second), "best")
+    return lambda first, second: _run_dis(make(), *_exposed_alike(_luma(first), _luma(second)), "best")
+
+
+def _exposed_alike(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Square roots of two uint8 images, as uint8, the second with the mean and deviation of the first."""
+    (mean, deviation), (other_mean, other_deviation) = (
+        [float(m[0, 0]) for m in cv2.meanStdDev(i)] for i in (first, second)
+    )
+    # beyond that it is no change of exposure but another picture, or one without any texture
+    gain = float(np.clip(deviation / max(other_deviation, 1e-3), 1 / BEST["most_gain"], BEST["most_gain"]))
+    levels = np.arange(256.0)
+    matched = np.clip(mean + gain * (levels - other_mean), 0, 255)
+    first, second = (
+        cv2.LUT(image, np.rint(np.sqrt(255 * table)).astype(np.uint8))
+        for image, table in ((first, levels), (second, matched))
+    )
+    return first, second
 
 
 def _raft(network: str, weights: str | None, updates: int) -> Estimator:
