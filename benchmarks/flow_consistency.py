@@ -18,8 +18,8 @@ ROUNDS = 5
 def plain(logits: Tensor, flow: Tensor, max_shift: int = 1, threshold: float = 0.2) -> Tensor:
     """The sum term by term as the specification's pseudo code says (flow_consistency.md, section 4; final version).
 
-    A loop over all shifts, ordinary tensor operations on whole batches and all classes, automatic gradient: no
-    slower than what the reference does, which takes as long.
+    A loop over all shifts, ordinary tensor operations on whole batches and all classes, automatic gradient; no loop
+    over images or classes, which would only be slower.
     """
     p = torch.softmax(logits, 1)
     q = p.detach()
