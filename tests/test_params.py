@@ -300,6 +300,8 @@ def test_a_network_has_the_keys_of_its_architecture(read):
         ({"methods.flow_consistency.consistent_only": True, "flow.backward": False}, "needs `flow.backward: true`"),
         ({"flow.frames": "annotated"}, "`methods.flow_baseline.unlabelled` all needs `flow.frames: all`"),
         ({"table3.method": "flow_consistency"}, "choose one of supervised"),
+        ({"methods.flow_consistency.version": "january"}, "version january has no threshold"),
+        ({"methods.flow_consistency.version": "v2", "methods.flow_consistency.threshold": 0}, "leaves version v2 no"),
     ],
 )
 def test_blocks_that_contradict_each_other(read, changes, told):

@@ -335,11 +335,19 @@ class FlowConsistency(Block):
     weight: Number
     version: Literal["final", "january", "v2"]
     max_shift: Annotated[int, Field(strict=True, ge=1, le=16)]
-    threshold: Annotated[Number, Field(ge=0)]
+    threshold: Annotated[Number, Field(ge=0)] | None
     seam: Literal["masked", "reference"]
     discard_bottom: Annotated[Number, Field(ge=0, lt=1)]
     consistent_only: Switch
     clamp: PositiveNumber | None
+
+    @model_validator(mode="after")
+    def _threshold_belongs_to_the_version(self) -> FlowConsistency:
+        if self.version == "january" and self.threshold:
+            raise ValueError("version january has no threshold; set threshold to null, or take version final")
+        if self.version == "v2" and self.threshold == 0:
+            raise ValueError("threshold 0 leaves version v2 no neighbour; set it to null for the version's own 0.5")
+        return self
 
 
 class Methods(Block):
