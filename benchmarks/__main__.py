@@ -41,6 +41,7 @@ def measure(quick: bool, threads: int) -> tuple[dict[str, str], list[Row]]:
                 group("evaluation.run", case, folders[case], threads, quick)
         for case in cases:
             group("evaluation.count", case, threads)
+        group("flow_consistency.run", threads, *(((2, 19, 64, 128), 2) if quick else ()))
     return run_facts, rows
 
 

@@ -45,6 +45,7 @@ def test_quick_run_measures_every_group(quick):
         "Depth loss",
         "Selection",
         "Evaluation",
+        "Flow consistency loss",
     }
     assert all(r["plain"] > 0 and r["semivid"] > 0 and r["low"] <= r["ratio"] <= r["high"] for r in rows)
     # Every row but those of memory compares the results (the run ends with an error where they differ).

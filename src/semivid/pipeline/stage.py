@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -119,16 +120,26 @@ def run_stage(main: Callable[[Stage], None], keys: list[str], arguments: dict[st
     except UserError as error:
         _refuse(str(error), args.debug)
     except OSError as error:
+        if error.errno in FULL:
+            _refuse(_make_space(error), args.debug)
         if error.filename is not None:
-            advice = "check that the path exists, is writable and has space left"
-            _refuse(f"{error.filename}: {error.strerror}; {advice}", args.debug)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            _refuse(f"{error.strerror}; free space on the disk of {Path.cwd()}", args.debug)
+            _refuse(f"{error.filename}: {error.strerror}; check that the path exists and is writable", args.debug)
         _log_bug()
         raise
     except Exception:
         _log_bug()
         raise
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _make_space(error: OSError) -> str:
+    """What a full disk needs: which path could not be written, and how much is free there."""
+    path = Path(error.filename or Path.cwd())
+    there = next((p for p in (path, *path.absolute().parents) if p.exists()), Path.cwd())
+    free = shutil.disk_usage(there).free / 1e6
+    return f"{path}: {error.strerror}; {free:.1f} MB are free there; make space (`make plan` says what a run needs)"
 
 
 def _resolved(keys: list[str], values: dict) -> tuple[Params, tuple[str, ...]]:
