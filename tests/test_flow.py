@@ -136,6 +136,24 @@ def test_an_old_file_survives_a_failure(tmp_path):
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.npy", "mask"])
+def test_a_new_file_takes_the_place_of_the_old_one(tmp_path, name):
+    """Written in place, it would change what else is linked to the same data, such as DVC's cache."""
+    path, cached = tmp_path / name, tmp_path / "cached"
+
+    def write(seed):
+        if name == "mask":
+            files.write_mask(path, random_flow(seed=seed)[..., 0] > 0)
+        else:
+            files.write_flow(path, random_flow(seed=seed))
+
+    write(1)
+    cached.hardlink_to(path)
+    before = cached.read_bytes()
+    write(2)
+    assert cached.read_bytes() == before != path.read_bytes()
+
+
 def test_bad_flow_files(tmp_path):
     def wrong(name, text, content=None):
         path = tmp_path / name
@@ -254,6 +272,9 @@ def test_warping_error_of_the_camvid_pairs(shared):
     dis = build_estimator("dis", {"preset": "fast"})
     found = np.mean([checks.warping_error(a, b, dis(a, b)) for a, b in itertools.pairwise(images)], axis=0)
     np.testing.assert_allclose(found, (5.84, 5.56), atol=0.02)
+    best = build_estimator("best")
+    found = np.mean([checks.warping_error(a, b, best(a, b)) for a, b in itertools.pairwise(images)], axis=0)
+    assert (found < (4.40, 3.96)).all()  # pyflow's, there
     still = np.zeros((360, 480, 2), np.float32)
     none = np.mean([checks.warping_error(a, b, still)[0] for a, b in itertools.pairwise(images)])
     assert abs(none - 12.8) < 0.05
@@ -427,9 +448,15 @@ def test_pyflow_gets_what_its_interface_asks_for(pyflow_stub, colour):
         assert given.dtype == np.float64 and given.flags.c_contiguous
 
 
-def test_pyflow_needs_width(pyflow_stub):
+def test_pyflow_needs_width():
+    """The least width is the one from which the package itself takes the images."""
+    from pyflow import coarse2fine_flow
+
     for width, options in ((27, {}), (80, {"ratio": 0.5, "min_width": 40}), (40, {"ratio": 0.3, "min_width": 30})):
-        estimate = build_estimator("pyflow", options)
+        estimate = build_estimator("pyflow", options | {"outer": 1, "sor": 1})
+        with pytest.raises(ValueError, match="too narrow"):
+            narrow = np.zeros((20, width - 1, 3))
+            coarse2fine_flow(narrow, narrow, 1.0, options.get("ratio", 0.75), options.get("min_width", 20), 1, 1, 1)
         estimate(picture(20, width), picture(20, width))
         with pytest.raises(UserError, match=f"width of at least {width} pixels"):
             estimate(picture(20, width - 1), picture(20, width - 1))
@@ -438,7 +465,7 @@ def test_pyflow_needs_width(pyflow_stub):
 @pytest.mark.parametrize(
     "method, options",
     [("dis", {"preset": preset}) for preset in ("ultrafast", "fast", "medium")]
-    + [("dis", {"preset": "medium", "finest_scale": 0}), ("best", {})],
+    + [("dis", {"preset": "medium", "finest_scale": 0}), ("best", {}), ("pyflow", {})],
 )
 def test_a_known_shift_is_found(method, options):
     first, second = shifted_pair()
@@ -486,7 +513,7 @@ def test_true_flow_judges(street):
 
 @pytest.mark.parametrize("method", ["dis", "best"])
 def test_the_number_of_threads_changes_nothing(method):
-    """DIS by itself gives another flow for another number of OpenCV's threads."""
+    """Nor does an estimator leave another number behind."""
     first, second = shifted_pair(u=9, v=4)
     estimate = build_estimator(method, {})
     before = cv2.getNumThreads()
@@ -499,6 +526,31 @@ def test_the_number_of_threads_changes_nothing(method):
     finally:
         cv2.setNumThreads(before)
     assert (flows[0] == flows[1]).all() and (flows[0] == flows[2]).all()
+
+
+def test_dis_runs_on_one_thread(monkeypatch):
+    create, seen = cv2.DISOpticalFlow_create, []
+
+    class Watched:
+        def __init__(self, preset):
+            self.dis = create(preset)
+
+        def __getattr__(self, name):
+            return getattr(self.dis, name)
+
+        def calc(self, *arguments):
+            seen.append(cv2.getNumThreads())
+            return self.dis.calc(*arguments)
+
+    monkeypatch.setattr(cv2, "DISOpticalFlow_create", Watched)
+    before = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(3)
+        for method in ("dis", "best"):
+            build_estimator(method)(*shifted_pair())
+    finally:
+        cv2.setNumThreads(before)
+    assert seen == [1, 1]
 
 
 @pytest.mark.parametrize("method", ["dis", "best"])

@@ -1,8 +1,8 @@
 """Methods of optical flow behind one function: ``build_estimator(method, options)(first, second) -> flow``.
 
 Each method imports what it needs when it is built: a pipeline of ``dis`` starts without torch, one of ``raft`` without
-numba. An estimator is deterministic and works on one thread of the CPU (``raft``: on torch's threads or a GPU); work on
-many pairs goes to several processes, since OpenCV's number of threads, which its results depend on, is the process's.
+numba. An estimator is deterministic and works on one thread of the CPU (``raft``: on torch's threads or a GPU); many
+pairs go to several processes, one thread each, since OpenCV's number of threads belongs to the process.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _number(key: str, value: object, least: float, whole: bool = False) -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """OpenCV on one thread: DIS hands its matches on from patch to patch within the stripe of each thread only."""
+    """OpenCV on one thread, so that workers on many pairs do not take each other's cores."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:
