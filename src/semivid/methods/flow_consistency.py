@@ -7,15 +7,13 @@ without that loss.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from semivid.data.classes import VOID
 from semivid.methods.base import Method
 from semivid.methods.flow_consistency_loss import flow_consistency_loss
 from semivid.pipeline.params import FlowBaseline, FlowConsistency, Train
-from semivid.training.losses import cross_entropy
 from semivid.training.optim import build_optimizer, clip_gradients, rate_factor
+from semivid.training.reference_losses import cross_entropy2d
 from semivid.training.runtime import Runtime, as_float
 
 
@@ -78,9 +76,7 @@ class FlowConsistencyMethod(Method):
             return self.student(as_float(images)).float()
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self.options.reduction == "mean":
-            return cross_entropy(logits, labels)
-        return F.cross_entropy(logits, labels.long(), ignore_index=VOID, reduction="sum")
+        return cross_entropy2d(logits, labels, reduction=self.options.reduction)
 
     def _consistency(self, logits: Tensor, unlabelled: dict[str, Tensor]) -> Tensor:
         """Weighted flow consistency loss of a batch; for the baseline 0, with gradient 0 for every weight."""
