@@ -11,10 +11,13 @@ import torch
 from helpers import fill_by_rule, rand
 from semivid.depth.networks import DepthModel, build_depth_model
 from semivid.errors import UserError
+from semivid.models.build import build_network
 from semivid.models.depth_decoder import ASPP, DepthDecoder
 from semivid.models.encoder_decoder import SegmentationDecoder, SegmentationNet, build_segmentation_net
 from semivid.models.encoders import build_encoder
 from semivid.models.pose import PoseDecoder, PoseNet
+from semivid.pipeline.params import EncoderDecoder, FCN8s
+from small import small_params
 
 SIZE = (64, 128)
 FRAME = (1, 3, *SIZE)
@@ -327,3 +330,23 @@ def test_decoder_widths_follow_any_encoder():
     assert [out["features"][level].shape[1] for level in range(5)] == [2, 4, 6, 8, 10]
     sizes = [out["features"][level].shape[-1] for level in range(5)]
     assert all(a == 2 * b for a, b in pairwise(sizes)) and sizes[0] == 64
+
+
+# ---- whatever params.yaml asks for
+
+
+def test_params_choose_the_architecture():
+    """On the meta device: FCN-8s has half a gigabyte of weights."""
+    network = small_params()["network"]
+    with torch.device("meta"):
+        net = build_network(5, EncoderDecoder(**network))
+        assert isinstance(net, SegmentationNet) and net.segmentation.head[-1].out_channels == 5
+        net = build_network(5, FCN8s(architecture="fcn8s", weights="none", input="reference"))
+    assert type(net).__name__ == "FCN8s" and net.num_classes == 5 and net.input == "reference"
+
+
+def test_a_trained_network_needs_no_encoder_weights(tmp_path):
+    missing = small_params()["network"] | {"weights": str(tmp_path / "gone.pth")}
+    with pytest.raises(UserError, match=r"gone\.pth"):
+        build_network(5, EncoderDecoder(**missing))
+    assert isinstance(build_network(5, EncoderDecoder(**missing), trained=True), SegmentationNet)
