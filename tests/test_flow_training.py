@@ -1,6 +1,8 @@
 """Flow in the pipeline: precomputed in parallel, moved with the pixels, trained on, evaluated, tabled."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from flow import main as flow_main
 from semivid.data.index import VOID, Index
 from semivid.data.store import FrameStore
 from semivid.data.streams import UnlabelledSamples, Window
@@ -28,7 +31,8 @@ from semivid.flow.store import FlowStore
 from semivid.flow.unlabelled import unlabelled_frames
 from semivid.methods.flow_consistency import build
 from semivid.methods.flow_consistency_loss import flow_consistency_loss
-from semivid.pipeline.params import FlowBaseline, FlowConsistency, Train
+from semivid.pipeline.params import Flow, FlowBaseline, FlowConsistency, Train
+from semivid.pipeline.stage import Stage
 from semivid.training.optim import set_rates
 from semivid.training.runtime import Runtime
 from small import small_params, write_prepared
@@ -492,3 +496,47 @@ def test_pictured_weights_lie_on_the_border_of_motion():
     weights = loss_weights(flow, valid, FlowConsistency(**(LOSS | {"discard_bottom": 0.25})))
     assert (weights[1:11, 9:11] > 1).all()
     assert not weights[:, :9].any() and not weights[:, 11:].any() and not weights[12:].any()
+
+
+# ---- the stage
+
+
+def flow_stage(**changes):
+    params = small_params()["flow"] | changes
+    stage = Stage("flow", SimpleNamespace(), {"flow": Flow(**params)})
+    stage.workers = 1
+    return stage
+
+
+def test_an_interrupted_stage_goes_on_and_another_method_starts_afresh(index, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(precomputing, "RUN", 1)
+    computed, real = [], precomputing._pair
+
+    def stopped(estimate, store, first, *args):
+        if len(computed) == stop_after:
+            raise SystemExit(143)
+        computed.append(first.frame)
+        return real(estimate, store, first, *args)
+
+    monkeypatch.setattr(precomputing, "_pair", stopped)
+    stop_after = 3
+    with pytest.raises(SystemExit):
+        flow_main(flow_stage())
+    assert not Path("data/flow").exists()
+    stop_after = 99
+    flow_main(flow_stage())
+    assert len(computed) == len(set(computed)) == 7, "a pair was computed twice, or not at all"
+    whole = files(Path("data/flow"))
+    assert "index.csv" in whole and not any(name.startswith("runs") for name in whole)
+    assert not Path(".work/flow").exists()
+
+    computed.clear()
+    stop_after = 3
+    with pytest.raises(SystemExit):
+        flow_main(flow_stage(method="best"))
+    assert files(Path("data/flow")) == whole, "the old flow was touched"
+    stop_after = 99
+    flow_main(flow_stage())
+    assert len(computed) == 3 + 7, "the flow of another method was taken up"
+    assert files(Path("data/flow")) == whole
