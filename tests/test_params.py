@@ -298,6 +298,7 @@ def test_a_network_has_the_keys_of_its_architecture(read):
     [
         ({"methods.flow_baseline.unlabelled_batch_size": 0}, "leaves flow_consistency nothing to learn from"),
         ({"methods.flow_consistency.consistent_only": True, "flow.backward": False}, "needs `flow.backward: true`"),
+        ({"methods.flow_baseline.unlabelled_batch_size": 1, "network.aspp_rates": [1]}, "1 cannot train an ASPP"),
         ({"flow.frames": "annotated"}, "`methods.flow_baseline.unlabelled` all needs `flow.frames: all`"),
         ({"table3.method": "flow_consistency"}, "choose one of supervised"),
         ({"methods.flow_consistency.version": "january"}, "version january has no threshold"),

@@ -63,8 +63,11 @@ class FlowConsistencyMethod(Method):
         else:
             supervised = self._cross_entropy(self._logits(labelled["image"]), labelled["label"])
             self._update(supervised)
-            consistency = self._consistency(self._logits(unlabelled["image"]), unlabelled)
-            self._update(consistency)
+            if self.loss is None:
+                consistency = self._update_without_loss(unlabelled["image"])
+            else:
+                consistency = self._consistency(self._logits(unlabelled["image"]), unlabelled)
+                self._update(consistency)
         return {"cross_entropy": supervised.detach(), "flow_consistency": consistency.detach()}
 
     def predict(self, image: Tensor) -> Tensor:
@@ -96,6 +99,16 @@ class FlowConsistencyMethod(Method):
             reduction=self.options.reduction,
             clamp=self.loss.clamp,
         )
+
+    def _update_without_loss(self, images: Tensor) -> Tensor:
+        """The baseline's second update: batch statistics move, momentum and weight decay act; the gradient is zero."""
+        with torch.no_grad():
+            self._logits(images)
+        for parameter in self.student.parameters():
+            if parameter.grad is not None:  # those that the first update reached
+                parameter.grad.zero_()
+        self.optimizer.step()
+        return images.new_zeros((), dtype=torch.float32)
 
     def _update(self, loss: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)

@@ -455,6 +455,9 @@ class Params(Block):
             wrong.append(
                 "`methods.flow_baseline.unlabelled_batch_size` 0 leaves flow_consistency nothing to learn from"
             )
+        if steps.unlabelled_batch_size == 1 and steps.structure == "two_step" and self.network.aspp_rates:
+            wrong.append("`methods.flow_baseline.unlabelled_batch_size` 1 cannot train an ASPP; raise it, or set its "
+                         "`aspp_rates` to []")  # fmt: skip
         if loss.consistent_only and not self.flow.backward:
             wrong.append("`methods.flow_consistency.consistent_only` needs `flow.backward: true`")
         if steps.unlabelled == "all" and self.flow.frames == "annotated":
