@@ -23,7 +23,8 @@ def keep(name: str) -> Path:
     shutil.copyfile("params.yaml", target / "params.yaml")
     for item in LISTS:
         if (Path("splits") / item).is_dir():
-            shutil.copytree(Path("splits") / item, target / item, dirs_exist_ok=True)
+            ignore = shutil.ignore_patterns(".snakemake_timestamp")
+            shutil.copytree(Path("splits") / item, target / item, dirs_exist_ok=True, ignore=ignore)
     return target
 
 
