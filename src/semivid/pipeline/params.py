@@ -50,7 +50,7 @@ class Splits(Block):
 
 class Data(Block):
     name: Text
-    source: Literal["street", "cityscapes", "camvid", "camvid_original", "folder"]
+    source: Literal["street", "cityscapes", "camvid", "camvid_original", "mapillary", "folder"]
     frames: Splits
     masks: Splits
     camera: Text

@@ -6,6 +6,7 @@ from semivid.data.readers.base import RawFrame, Reader
 from semivid.data.readers.camvid import CamVidOriginalReader, CamVidReader
 from semivid.data.readers.cityscapes import CityscapesReader, StreetReader
 from semivid.data.readers.folder import FolderReader
+from semivid.data.readers.mapillary import MapillaryReader
 from semivid.errors import UserError
 
 __all__ = ["READERS", "RawFrame", "Reader", "get_reader"]
@@ -15,6 +16,7 @@ READERS: dict[str, type[Reader]] = {
     "cityscapes": CityscapesReader,
     "camvid": CamVidReader,
     "camvid_original": CamVidOriginalReader,
+    "mapillary": MapillaryReader,
     "folder": FolderReader,
 }
 
