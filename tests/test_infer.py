@@ -465,8 +465,8 @@ def test_sources(tmp_path, caplog):
     assert "v.mp4: 4 of about 6 frames could be decoded" in caplog.text and not video.faults
 
 
-def test_multitask_network(place, cli, monkeypatch, data_dir):
-    """Labels and depth from one published multi-task file."""
+def test_multitask_network(place, cli, monkeypatch, depth_model):
+    """Labels and depth from one published multi-task file; the pipeline's depth model steps back."""
     multitask = pytest.importorskip("semivid.models.multitask", reason="no multi-task network in this checkout")
     body = dict(encoder="tf_efficientnet_lite0", channels=[4, 4, 8, 8, 8], batch_norm=True, aspp=[])
     net = fill_by_rule(multitask.build_multitask_net(3, **body, pose_encoder=None)).eval().requires_grad_(False)
@@ -476,6 +476,7 @@ def test_multitask_network(place, cli, monkeypatch, data_dir):
 
     built = multitask.build_multitask_net(3, **body, pose_encoder="tf_efficientnet_lite0")
     monkeypatch.setattr(segmenter, "build_network", lambda *_, **__: built)
+    save_parts(depth_model.parts(), place / "models/depth_finetune")
     array = picture(70, 40, 0)
     save(place / "in/a.png", array)
     code, _, errors = cli("mtl.pkl", "in", "--out", "o")
@@ -487,6 +488,9 @@ def test_multitask_network(place, cli, monkeypatch, data_dir):
     expected = ((near - near.min()) / (near.max() - near.min())).numpy()
     np.testing.assert_allclose(read_disparity(place / "o/disparity/a.png"), expected, atol=1e-3)
     assert json.loads((place / "o/inference.json").read_text())["depth"] == "the network's own"
+    assert cli("mtl.pkl", "in", "--out", "p", "--depth", "models/depth_finetune")[0] == 0
+    assert json.loads((place / "p/inference.json").read_text())["depth"] == "models/depth_finetune"
+    assert (place / "p/disparity/a.png").read_bytes() != (place / "o/disparity/a.png").read_bytes()
 
 
 def test_bad_input_is_told_at_once(place):

@@ -84,13 +84,14 @@ def run(args: argparse.Namespace) -> None:
     params = read_params(args.params)
     classes = class_list(args.classes, params)
     flip = params.evaluate.flip if args.flip is None else args.flip
-    depth = Path(args.depth) if args.depth else DEPTH_MODEL if DEPTH_MODEL.is_dir() else None
     wanted = set(args.write or KINDS) - ({"depth"} if args.depth == "none" else set())
     from semivid.evaluation.segmenter import open_segmenter  # imports torch: not before bad input is told
 
-    segmenter = open_segmenter(weights, params, classes, flip, depth if "depth" in wanted else None)
+    depth = Path(args.depth) if args.depth and "depth" in wanted else None
+    otherwise = DEPTH_MODEL if DEPTH_MODEL.is_dir() and "depth" in wanted else None
+    segmenter = open_segmenter(weights, params, classes, flip, depth, otherwise)
     if "depth" not in wanted:
-        segmenter = dataclasses.replace(segmenter, disparity=None)
+        segmenter = dataclasses.replace(segmenter, disparity=None, depth_source=None)
     kinds = wanted & possible_kinds(source, segmenter)
     if args.write and kinds != wanted:
         reasons = {"depth": f"there is no {DEPTH_MODEL}; give --depth, or", "film": "a single picture makes none;"}
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> None:
         "input": str(args.input),
         "network": params.network.architecture,
         "flip": flip,
-        "depth": None if "depth" not in kinds else str(depth) if depth else "the network's own",
+        "depth": segmenter.depth_source,
     }
     batch_size = args.batch_size or params.evaluate.batch_size
     start = time.perf_counter()

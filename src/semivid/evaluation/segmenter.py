@@ -31,11 +31,13 @@ class Segmenter:
     """Labels, and where there is a depth network disparities, of pictures.
 
     logits: RGB float (B, 3, h, w) in [0, 1] to float32 (B, C, h, w). disparity: the same to float32 (B, h, w), large =
-    near; None without depth. size: (width, height) of the training frames, at which both networks work.
+    near; None without depth. depth_source: where that is from. size: (width, height) of the training frames, at which
+    both networks work.
     """
 
     logits: Function
     disparity: Function | None
+    depth_source: str | None
     size: tuple[int, int]
     runtime: Runtime
 
@@ -75,12 +77,20 @@ def labels_at(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
     return labels.cpu().numpy()
 
 
-def open_segmenter(weights: Path, params: Params, classes: Classes, flip: bool, depth: Path | None) -> Segmenter:
+def open_segmenter(
+    weights: Path,
+    params: Params,
+    classes: Classes,
+    flip: bool = False,
+    depth: Path | None = None,
+    otherwise: Path | None = None,
+) -> Segmenter:
     """Networks by the blocks `network`, `depth_network`, `frames`, `evaluate` and `train.precision` of `params`.
 
     weights: an own or imported file of a segmentation network or of a whole Three Ways model. flip: logits averaged
-    with those of the mirrored picture. depth: a folder, zip or whole model with encoder and depth decoder; None for
-    none, unless the network itself predicts depth (multi-task). Raises UserError for files that do not fit.
+    with those of the mirrored picture. depth: a folder, zip or whole model with encoder and depth decoder; None: the
+    network's own depth (multi-task), or the depth model `otherwise` where it has none. Raises UserError for files that
+    do not fit.
     """
     runtime = Runtime(params.evaluate.threads, params.train.precision)
     network = open_network(weights, params, classes)
@@ -90,17 +100,17 @@ def open_segmenter(weights: Path, params: Params, classes: Classes, flip: bool, 
         with runtime.autocast():
             return network(images).float()
 
-    if depth is not None:
-        disparity = _depth_network(depth, params, runtime)
-    elif hasattr(network, "outputs"):
+    disparity, depth_source = None, None
+    if depth is None and hasattr(network, "outputs"):
 
         def disparity(images: Tensor) -> Tensor:
             with runtime.autocast():
                 return network.outputs(images, scales=(0,)).disp[0][:, 0].float()
 
-    else:
-        disparity = None
-    return Segmenter(flip_averaged(logits) if flip else logits, disparity, params.frames.size, runtime)
+        depth_source = "the network's own"
+    elif model := depth or otherwise:
+        disparity, depth_source = _depth_network(model, params, runtime), str(model)
+    return Segmenter(flip_averaged(logits) if flip else logits, disparity, depth_source, params.frames.size, runtime)
 
 
 def _depth_network(source: Path, params: Params, runtime: Runtime) -> Function:
