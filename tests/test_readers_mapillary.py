@@ -13,6 +13,7 @@ from semivid.data.classes import read_class_file
 from semivid.data.index import read_classes, read_index
 from semivid.data.prepare import prepare_frames, prepare_masks
 from semivid.data.readers import get_reader
+from semivid.data.readers.mapillary import classes_file
 from semivid.errors import UserError
 from semivid.pipeline.params import Params
 from small import small_params
@@ -54,7 +55,7 @@ def save_mask(path, ids):
 
 
 def write_config(root, count, name="config.json"):
-    labels = [{"name": f"object--{n}", "readable": f"Object {n}", "color": [n, 0, 0]} for n in range(count)]
+    labels = [{"name": f"object--{n}", "readable": f"Object {n} - Ä: (x)", "color": [n, 0, 7]} for n in range(count)]
     (root / name).write_text(json.dumps({"labels": labels, "version": "1.1", "mapping": "public"}))
 
 
@@ -185,6 +186,26 @@ def test_other_releases_are_refused(tmp_path):
     write_config(tmp_path, 124, "config_v1.2.json")
     with pytest.raises(UserError, match=r"config_v1.2.json lists 124"):
         get_reader(data(tmp_path, masks={"train": str(tmp_path / "training/v1.2/labels")}))
+
+
+def test_all_65_classes(tmp_path):
+    """Written from the release's own names and colours; every pixel but the unlabelled ones keeps its id."""
+    raw = release(tmp_path)
+    (tmp_path / "all.yaml").write_text(classes_file(tmp_path / "config.json"))
+    prepare(data(tmp_path, classes=str(tmp_path / "all.yaml")), tmp_path / "out", (64, 48))
+    classes = read_classes(tmp_path / "out/classes.json")
+    assert classes.names == tuple(f"Object {n} - Ä: (x)" for n in range(65))
+    assert classes.colours.tolist() == [[n, 0, 7] for n in range(65)]
+    expected = np.where(raw["-0ab_C"] == 65, 255, raw["-0ab_C"])
+    assert {0, 64, 255} <= set(np.unique(expected).tolist())
+    with Image.open(tmp_path / "out/labels/train/-0ab_C.png") as label:
+        np.testing.assert_array_equal(np.asarray(label), expected)
+    write_config(tmp_path, 124)
+    with pytest.raises(UserError, match=r"config.json lists 124 classes, not the 66 of version 1.2$"):
+        classes_file(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text(json.dumps({"labels": [{"name": "a"}] * 66}))
+    with pytest.raises(UserError, match=r"has a class without name or colour"):
+        classes_file(tmp_path / "config.json")
 
 
 def test_the_folder_above(tmp_path):

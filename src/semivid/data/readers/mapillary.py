@@ -42,6 +42,34 @@ class MapillaryReader(Reader):
         return path if path and path.is_file() else None
 
 
+def classes_file(config: Path | str) -> str:
+    """A classes file (YAML) of all 65 classes, with the names and colours of a release's config.json.
+
+    Three Ways trains on these (section 3); ``presets/classes/mapillary19.yaml`` has Cityscapes' 19 instead. Write it
+    with ``python -c "from semivid.data.readers.mapillary import classes_file as f; print(f('config.json'))"``.
+    Raises UserError if the file is no config.json of version 1.1 or 1.2.
+    """
+    labels = _labels(Path(config))
+    if len(labels) != CLASSES:
+        raise UserError(f"{shown(config)} lists {len(labels)} classes, not the {CLASSES} of version 1.2")
+    try:
+        named = [(json.dumps(label["readable"], ensure_ascii=False), label["color"][:3]) for label in labels[:-1]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{shown(config)} has a class without name or colour ({error}); unpack it again") from None
+    lines = [f"- {{name: {name}, colour: {colour}, ids: [{raw}]}}" for raw, (name, colour) in enumerate(named)]
+    return "\n".join([*lines, f"- void: [{CLASSES - 1}]"])
+
+
+def _labels(config: Path) -> list[dict]:
+    """The classes of a config.json, by id."""
+    try:
+        labels = json.loads(config.read_text(encoding="utf-8"))["labels"]
+        len(labels)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{shown(config)} is no config.json of Mapillary Vistas ({error}); unpack it again") from None
+    return labels
+
+
 def _other_release(split: str, masks: Path) -> list[str]:
     """A line if the masks' folder, or the file of class names above it, belongs to another release."""
     where = f"data.masks.{split}"
@@ -53,10 +81,7 @@ def _other_release(split: str, masks: Path) -> list[str]:
     config = masks.parent.parent.parent / f"config_{version}.json" if version else masks.parent.parent / "config.json"
     if not config.is_file():
         return []
-    try:
-        count = len(json.loads(config.read_text(encoding="utf-8"))["labels"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{shown(config)} is no config.json of Mapillary Vistas ({error}); unpack it again") from None
+    count = len(_labels(config))
     if count == CLASSES:
         return []
     return [f"{where}: {shown(config)} lists {count} classes, not the {CLASSES} of version 1.2; give that release"]
