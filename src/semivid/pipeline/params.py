@@ -350,6 +350,42 @@ class FlowConsistency(Block):
         return self
 
 
+class PseudoLabel(Optimisation):
+    """Mean teacher, ClassMix, DepthMix: pseudo labels of a moving average of the network, on mixed frames."""
+
+    mask: Literal["none", "class", "depthmix", "depth", "depthhist"]
+    margin: Annotated[Number, Field(ge=0)] | None
+    foreground: tuple[Share, Share] | None
+    frames: Literal["unlabelled", "all", "labelled", "video"]
+    ground_truth: Switch
+    consistency_weight: Annotated[Number, Field(ge=0)]
+    confidence: Share
+    ema_decay: Annotated[Number, Field(ge=0, lt=1)]
+    jitter: Share
+    jitter_strength: Share
+    blur: Share
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> PseudoLabel:
+        depthmix = self.mask == "depthmix"
+        if depthmix and None in (self.margin, self.foreground):
+            raise ValueError("mask depthmix needs margin and foreground (the paper's: 0.03 and [0, 0])")
+        if not depthmix and (self.margin, self.foreground) != (None, None):
+            raise ValueError(f"margin and foreground belong to mask depthmix; set both to null for mask {self.mask}")
+        if depthmix and self.foreground[0] > self.foreground[1]:
+            raise ValueError(f"foreground {list(self.foreground)}: the smaller number comes first")
+        if self.ground_truth and self.frames not in ("all", "labelled"):
+            raise ValueError(
+                f"ground_truth: frames {self.frames} have none; set frames to all or labelled, or turn it off"
+            )
+        return self
+
+    @property
+    def disparity(self) -> bool:
+        """Whether the unlabelled frames need their disparity."""
+        return self.mask in ("depthmix", "depth", "depthhist")
+
+
 class Methods(Block):
     supervised: Optimisation
     flow_baseline: FlowBaseline
