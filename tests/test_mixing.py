@@ -132,6 +132,13 @@ def test_depthmix_takes_any_batch_size(count):
         assert torch.equal(maps[i], mixed[i, 0])
 
 
+def test_equal_depths_keep_the_image_itself():
+    """Road on road: without a margin too, and at the threshold itself."""
+    disparity = rand((1, 5, 6), 3).expand(2, 5, 6)
+    assert depthmix_mask(disparity, 0.0, float(disparity.min())).all()
+    assert depthmix_mask(disparity, 0.0, disparity.amin((1, 2))).all()
+
+
 def test_the_nearer_surface_shows_in_both_mixes():
     """A near box in each of two flat scenes at one distance: both boxes show in both mixes, and the rest is one's own.
 

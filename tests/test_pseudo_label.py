@@ -19,7 +19,7 @@ from semivid.data.streams import LabelledSamples, Stream, UnlabelledSamples, Win
 from semivid.data.strong import strong_augment
 from semivid.depth.disparity import write_disparity
 from semivid.errors import UserError
-from semivid.methods.mixing import depthmix_mask, draw_mask
+from semivid.methods.mixing import depthmix_mask, draw_mask, normalise_per_image
 from semivid.methods.pseudo_label import PseudoLabelMethod, build
 from semivid.models.encoder_decoder import build_segmentation_net
 from semivid.pipeline.params import PseudoLabel, Train
@@ -396,6 +396,31 @@ def test_the_mix_alone_is_augmented():
     assert not torch.allclose(augmented, mixed / 255, atol=0.05)
 
 
+class Online(PseudoLabelMethod):
+    """The masks come from a disparity that the student makes in the same step, as a multi-task network does."""
+
+    def mixed(self, unlabelled, step):
+        assert "disparity" not in unlabelled
+        disparity = torch.relu(self.student.bn(self.student.enc(unlabelled["image"] / 255)))[:, :1]
+        assert disparity.requires_grad
+        return super().mixed(unlabelled | {"disparity": normalise_per_image(disparity)}, step)
+
+
+def test_disparity_can_be_made_online():
+    data = batch(3)
+    given = data["unlabelled"].pop("disparity")
+    method = Online(network(), options(**DEPTHMIX), training(), Runtime(1, device="cpu"), 1).train()
+    images, _, _ = method.mixed(data["unlabelled"], 0)
+    disparity = torch.relu(network().bn(network().enc(data["unlabelled"]["image"] / 255)))[:, 0].detach()
+    disparity = torch.stack([(d - d.min()) / (d.max() - d.min()) for d in disparity])
+    for i in range(3):
+        own = disparity[i] >= disparity[(i + 1) % 3] - 0.03
+        expected = torch.where(own, data["unlabelled"]["image"][i], data["unlabelled"]["image"][(i + 1) % 3])
+        assert torch.equal(images[i], expected) and own.any() and not own.all()
+    assert not torch.equal(depthmix_mask(given, 0.03), depthmix_mask(disparity, 0.03))
+    assert float(method.training_step(data, 0)["pseudo_label"]) > 0
+
+
 # ---- resuming
 
 
@@ -420,7 +445,7 @@ def prepared(tmp_path_factory):
 
 
 RUNS = {
-    "mean teacher": {"mask": "none"},
+    "mean teacher": {"mask": "none", "frames": "video"},
     "ClassMix": {"mask": "class"},
     "DepthMix": DEPTHMIX | WITH_TRUTH | {"foreground": [0.0, 0.6]},
 }

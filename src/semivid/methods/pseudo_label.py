@@ -76,7 +76,10 @@ class PseudoLabelMethod(Method):
 
     @torch.no_grad()
     def mixed(self, unlabelled: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(images uint8 (B, 3, H, W), labels int64 (B, H, W), confident share float scalar) of the mixed batch."""
+        """(images uint8 (B, 3, H, W), labels int64 (B, H, W), confident share float scalar) of the mixed batch.
+
+        The disparity may be that of a network in the same step: `semivid.methods.mixing.normalise_per_image`.
+        """
         o = self.options
         logits = self._logits(self.teacher, as_float(unlabelled["image"]))
         labels, confidence = pseudo_labels(logits)
