@@ -2,7 +2,8 @@
 
 Files of others are read as tensors and plain values only (``weights_only``), so that no code in them can run.
 Published depth models are zips or folders of ``encoder.pth``, ``depth.pth``, ``pose_encoder.pth`` and
-``pose.pth``; training runs of the reference leave one ``best_model.pkl`` with keys ``models.<part>.*``.
+``pose.pth``; training runs of the reference leave one ``best_model.pkl`` with keys ``models.<part>.*``, and the
+published multi-task model is a folder with such a file, ``best_model_without_opt.pkl``, beside its ``cfg.yml``.
 """
 
 import codecs
@@ -11,8 +12,10 @@ import pickle
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +25,15 @@ from semivid.errors import UserError, shown
 
 State = dict[str, Tensor]
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl")
+_WHOLE = ("best_model_without_opt.pkl", "best_model.pkl")
 _SHOWN = 4
+
+
+class Content(NamedTuple):
+    """What a weights file holds: tensors by name, and what else lies beside them (epoch, optimiser, ...)."""
+
+    state: State
+    besides: dict[str, Any]
 
 
 def _numpy_scalars() -> list:
@@ -61,7 +72,7 @@ def _begins_like_torch(source: Path | io.BytesIO) -> bool:
     return head[:1] == pickle.PROTO or head == b"PK"
 
 
-def _read(source: Path | io.BytesIO, name: str) -> State:
+def _read(source: Path | io.BytesIO, name: str) -> Content:
     try:
         content = _load(source, name.endswith(".safetensors"))
     except FileNotFoundError:
@@ -74,16 +85,19 @@ def _read(source: Path | io.BytesIO, name: str) -> State:
                 "export its weights as .safetensors"
             ) from error
         raise UserError(f"{name}: cannot be read as a weights file; download or export it again") from error
+    besides = {}
     for key in ("model_state", "state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            besides = {str(other): value for other, value in content.items() if other != key}
             content = content[key]
             break
     if not isinstance(content, Mapping):
         raise UserError(f"{name}: holds a {type(content).__name__}, not tensors by name; give a state dict")
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    state = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
     if not state:
         raise UserError(f"{name}: holds no tensors by name; give a state dict")
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    besides |= {str(key): value for key, value in content.items() if key not in state}
+    return Content({key.removeprefix("module."): value for key, value in state.items()}, besides)
 
 
 def read_state(path: Path | str) -> State:
@@ -94,15 +108,22 @@ def read_state(path: Path | str) -> State:
     Raises:
         UserError: the file is absent or broken, holds objects beyond tensors and plain values, or no tensors.
     """
-    return _read(Path(path), str(path))
+    return _read(Path(path), str(path)).state
 
 
 def describe(state: Mapping[str, Tensor]) -> str:
     """What a state dict seems to be, for error messages."""
     keys = set(state)
-    parts = sorted({key.split(".")[1] for key in keys if key.startswith("models.")})
+    parts = split_parts(state)
+    if any(key.startswith("models.") for key in keys):
+        return f"a whole Three Ways model ({', '.join(sorted(parts))})"
     if parts:
-        return f"a whole Three Ways model ({', '.join(parts)})"
+        return f"a whole network ({', '.join(f'{name}: {describe(part)}' for name, part in parts.items())})"
+    if "seg_final_head.0.bias" in keys:
+        return f"a multi-task decoder of {state['seg_final_head.0.bias'].numel()} classes"
+    if any(key.startswith("unet_dec.") for key in keys):
+        classes = next((state[key].numel() for key in ("head.5.bias", "head.2.bias") if key in keys), "unknown")
+        return f"a segmentation decoder of {classes} classes"
     names = {key.removeprefix("encoder.") for key in keys}
     if "conv1.weight" in names and any(name.startswith("layer1.") for name in names):
         bottleneck = any(name.startswith("layer1.0.conv3") for name in names)
@@ -198,22 +219,21 @@ def save_parts(parts: Mapping[str, nn.Module], folder: Path | str) -> list[Path]
     return paths
 
 
-def _part_states(source: Path, names: list[str]) -> Iterator[tuple[str, str, State]]:
-    """(part, file name, tensors) of each named part in a folder, a zip or a whole model's file."""
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder; give a folder or zip of encoder, depth, ...")
+@contextmanager
+def _files(source: Path) -> Iterator[dict[str, Callable[[], tuple[str, Content]]]]:
+    """What reads each weights file of a folder or zip, or a single file, by its name; it returns (where, content)."""
     if source.is_dir():
-        files = {path.name: path for path in sorted(source.iterdir())}
-        for name in names:
-            path = _pick(files, name, source)
-            yield name, str(path), read_state(path)
-    elif source.suffix == ".zip":
+        yield {
+            path.name: lambda path=path: (str(path), _read(path, str(path)))
+            for path in sorted(source.iterdir())
+            if path.suffix in _SUFFIXES and path.is_file()
+        }
+    elif source.suffix == ".zip" and source.exists():
         try:
             archive = zipfile.ZipFile(source)
         except zipfile.BadZipFile:
             raise UserError(f"{source}: is not a complete zip file; download it again") from None
         with archive:
-            files = {PurePosixPath(entry).name: entry for entry in archive.namelist()}
             # Nothing is unpacked to disk, but a file made to write elsewhere is not to be trusted with anything.
             outside = [shown(entry) for entry in archive.namelist() if _leads_outside(entry)]
             if outside:
@@ -221,21 +241,86 @@ def _part_states(source: Path, names: list[str]) -> Iterator[tuple[str, str, Sta
                     f"{source}: names files outside of itself ({_some(outside)}), which an honest archive does not; "
                     "do not use it"
                 )
-            for name in names:
-                entry = _pick(files, name, source)
+
+            def unpack(entry: str) -> tuple[str, Content]:
                 try:
-                    content = archive.read(entry)
+                    data = archive.read(entry)
                 except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:
                     raise UserError(f"{source}: {entry} cannot be unpacked ({error}); download it again") from None
-                yield name, f"{source}:{entry}", _read(io.BytesIO(content), entry)
+                return f"{source}:{entry}", _read(io.BytesIO(data), entry)
+
+            yield {
+                PurePosixPath(entry).name: lambda entry=entry: unpack(entry)
+                for entry in archive.namelist()
+                if PurePosixPath(entry).suffix in _SUFFIXES
+            }
     else:
-        state = read_state(source)
+        yield {source.name: lambda: (str(source), _read(source, str(source)))}
+
+
+def read_contents(source: Path | str) -> dict[str, Content]:
+    """Every weights file of a folder or zip, or the one file itself, by its name.
+
+    Raises:
+        UserError: the source is absent or broken or holds no weights file; or a file of it as in :func:`read_state`.
+    """
+    source = Path(source)
+    with _files(source) as files:
+        if not files:
+            wanted = ", ".join(_SUFFIXES)
+            raise UserError(f"{source}: holds no weights file ({wanted}); give a folder, zip or file with weights")
+        return {name: read()[1] for name, read in files.items()}
+
+
+def split_parts(state: Mapping[str, Tensor]) -> dict[str, State]:
+    """The parts of a whole model, by name and each with the part's own keys; empty for any other state dict.
+
+    Whole models are the reference's (keys ``models.<part>.*``) and those that this project saves
+    (``encoder.encoder.*`` and so on; their pose network's two parts lie under ``pose_net``).
+    """
+    if any(key.startswith("models.") for key in state):
+        keys = {key: key.removeprefix("models.") for key in state if key.startswith("models.")}
+    elif any(key.startswith("encoder.encoder.") for key in state):
+        keys = {key: key.removeprefix("pose_net.") for key in state}
+    else:
+        return {}
+    parts: dict[str, State] = {}
+    for key, short in keys.items():
+        part, _, own = short.partition(".")
+        parts.setdefault(part, {})[own] = state[key]
+    return parts
+
+
+def read_parts(source: Path | str, names: Collection[str]) -> Iterator[tuple[str, str, State]]:
+    """(part, file name for messages, tensors) of each named part.
+
+    Args:
+        source: as in :func:`load_parts`.
+        names: parts wanted; others are ignored.
+
+    Raises:
+        UserError: a part is absent, or a file cannot be read.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise UserError(f"{source}: no such file or folder; give a folder or zip of encoder, depth, ...")
+    with _files(source) as files:
+        single = not source.is_dir() and source.suffix != ".zip"
+        whole = source.name if single else next((name for name in _WHOLE if name in files), None)
+        # Who splits a model by hand leaves the whole one beside its parts.
+        split = any(name + suffix in files for name in names for suffix in _SUFFIXES)
+        if whole is None or (split and not single):
+            for name in names:
+                where, content = files[_pick(files, name, source)]()
+                yield name, where, content.state
+            return
+        where, content = files[whole]()
+        parts = split_parts(content.state)
         for name in names:
-            prefix = f"models.{name}."
-            part = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-            if not part:
-                raise UserError(f"{source}: holds no part {name!r} (keys {prefix}*); it seems to be {describe(state)}")
-            yield name, str(source), part
+            if name not in parts:
+                found = describe(content.state)
+                raise UserError(f"{where}: holds no part {name!r} (keys models.{name}.*); it seems to be {found}")
+            yield name, where, parts[name]
 
 
 def _leads_outside(entry: str) -> bool:
@@ -243,25 +328,31 @@ def _leads_outside(entry: str) -> bool:
     return path.startswith("/") or path[1:2] == ":" or ".." in path.split("/")
 
 
-def _pick(files: Mapping[str, Path | str], name: str, source: Path):
+def _pick(files: Collection[str], name: str, source: Path) -> str:
     for suffix in _SUFFIXES:
         if name + suffix in files:
-            return files[name + suffix]
-    raise UserError(
-        f"{source}: holds no {name}.safetensors or {name}.pth; it holds {_some(sorted(files)) or 'nothing'}"
+            return name + suffix
+    advice = (
+        "; a model that was trained with a frozen encoder (phase 1) is saved without it: take that of phase 2"
+        if name == "encoder" and any(file.startswith("depth.") for file in files)
+        else ""
     )
+    found = _some(sorted(files)) or "no weights file at all"
+    raise UserError(f"{source}: holds no {name}.safetensors or {name}.pth; it holds {found}{advice}")
 
 
 def load_parts(parts: Mapping[str, nn.Module], source: Path | str) -> None:
     """Fill parts of a network from published or own files.
 
     Args:
-        parts: module by part name (``encoder``, ``depth``, ``pose_encoder``, ``pose``, ``segmentation``).
-        source: a folder or zip of ``<part>.safetensors`` or ``<part>.pth``, or one file of a whole model with
-            keys ``models.<part>.*`` (``best_model.pkl``); parts that are not asked for are ignored.
+        parts: module by part name (``encoder``, ``depth``, ``pose_encoder``, ``pose``, ``segmentation``,
+            ``mtl_decoder``).
+        source: a folder or zip of ``<part>.safetensors`` or ``<part>.pth``, or one file of a whole model (see
+            :func:`split_parts`), or a folder or zip with one called ``best_model_without_opt.pkl`` or
+            ``best_model.pkl``; parts that are not asked for are ignored.
 
     Raises:
         UserError: a part is absent, does not fit exactly, or a file cannot be read.
     """
-    for name, where, state in _part_states(Path(source), list(parts)):
+    for name, where, state in read_parts(source, list(parts)):
         load_strictly(parts[name], state, where)

@@ -8,6 +8,7 @@ classifier. Its parts have the keys of the published model, so that this loads a
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from semivid.errors import UserError
+from semivid.models.checkpoints import load_strictly, read_parts
 from semivid.models.depth_decoder import SCALES, DepthDecoder
 from semivid.models.encoder_decoder import resize
 from semivid.models.encoders import build_encoder
@@ -263,6 +265,33 @@ def build_multitask_net(
     )
     decoder = MultitaskDecoder(depth_dec, seg_dec, num_classes, distillation_layer, final_layer)
     return MultitaskNet(body, decoder, pose_net)
+
+
+def load_multitask_net(source: Path | str, pose: bool = False, **options) -> MultitaskNet:
+    """The multi-task network of a whole-model file, with the file's number of classes; in training mode.
+
+    Args:
+        source: the published ``best_model_without_opt.pkl``, a folder or zip with it, or a file that a run of this
+            project saved (see :func:`semivid.models.checkpoints.load_parts`).
+        pose: load the pose network too; without it, one in the file is ignored.
+        options: further arguments of :func:`build_multitask_net`, where they are not the published ones.
+
+    Raises:
+        UserError: the file cannot be read, or holds another network.
+    """
+    wanted = ["encoder", "mtl_decoder", *(["pose_encoder", "pose"] if pose else [])]
+    parts = {name: (where, state) for name, where, state in read_parts(source, wanted)}
+    where, decoder = parts["mtl_decoder"]
+    if "seg_final_head.0.bias" not in decoder:
+        raise UserError(f"{where}: its part mtl_decoder lacks seg_final_head.0.bias; give a whole multi-task model")
+    classes = decoder["seg_final_head.0.bias"].numel()
+    if not pose:
+        options["pose_encoder"] = None
+    net = build_multitask_net(classes, **options)
+    for name, module in net.parts().items():
+        where, state = parts[name]
+        load_strictly(module, state, where)
+    return net
 
 
 build = build_multitask_net  # what semivid.models.build looks for
