@@ -93,11 +93,17 @@ def _read(source: Path | io.BytesIO, name: str) -> Content:
             break
     if not isinstance(content, Mapping):
         raise UserError(f"{name}: holds a {type(content).__name__}, not tensors by name; give a state dict")
-    state = {key: value for key, value in content.items() if isinstance(value, Tensor) and isinstance(key, str)}
+    state = {key: value for key, value in content.items() if isinstance(key, str) and _is_weight(value)}
     if not state:
         raise UserError(f"{name}: holds no tensors by name; give a state dict")
     besides |= {str(key): value for key, value in content.items() if key not in state}
     return Content({key.removeprefix("module."): value for key, value in state.items()}, besides)
+
+
+def _is_weight(value: Any) -> bool:
+    """Tell a tensor with values of its own from the other kinds that a file may hold."""
+    plain = isinstance(value, Tensor) and value.layout == torch.strided
+    return plain and not value.is_quantized and not value.is_meta
 
 
 def read_state(path: Path | str) -> State:
@@ -142,7 +148,9 @@ def describe(state: Mapping[str, Tensor]) -> str:
         several = f" and {frames} frames" if frames > 1 else ""
         return f"an FCN-{stride}s of {state['classifier.6.bias'].numel()} classes{several}"
     if names & {"conv_stem.weight", "_conv_stem.weight"}:
-        return "an EfficientNet"
+        first = next(v for k, v in state.items() if k.removeprefix("encoder.").removeprefix("_") == "conv_stem.weight")
+        frames = first.shape[1:2].numel() // 3
+        return f"an EfficientNet{f' of {frames} frames' if frames > 1 else ''}"
     if any(key.startswith("decoder.") for key in keys):
         return "a depth decoder"
     if any(key.startswith("net.") for key in keys):
@@ -249,13 +257,19 @@ def _files(source: Path) -> Iterator[dict[str, Callable[[], tuple[str, Content]]
                     raise UserError(f"{source}: {entry} cannot be unpacked ({error}); download it again") from None
                 return f"{source}:{entry}", _read(io.BytesIO(data), entry)
 
-            yield {
+            files = {
                 PurePosixPath(entry).name: lambda entry=entry: unpack(entry)
                 for entry in archive.namelist()
                 if PurePosixPath(entry).suffix in _SUFFIXES
             }
+            # torch's own files are zips too, by whatever name they go.
+            yield _single(source) if "data.pkl" in files else files
     else:
-        yield {source.name: lambda: (str(source), _read(source, str(source)))}
+        yield _single(source)
+
+
+def _single(source: Path) -> dict[str, Callable[[], tuple[str, Content]]]:
+    return {source.name: lambda: (str(source), _read(source, str(source)))}
 
 
 def read_contents(source: Path | str) -> dict[str, Content]:
@@ -305,7 +319,7 @@ def read_parts(source: Path | str, names: Collection[str]) -> Iterator[tuple[str
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; give a folder or zip of encoder, depth, ...")
     with _files(source) as files:
-        single = not source.is_dir() and source.suffix != ".zip"
+        single = source.name in files and not source.is_dir()
         whole = source.name if single else next((name for name in _WHOLE if name in files), None)
         # Who splits a model by hand leaves the whole one beside its parts.
         split = any(name + suffix in files for name in names for suffix in _SUFFIXES)

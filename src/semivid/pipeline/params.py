@@ -288,6 +288,58 @@ class FCN8s(Block):
         return {"weights": self.weights, "input": self.input}
 
 
+class Multitask(DepthNetwork):
+    """The multi-task network of Three Ways: segmentation and depth that hand features to each other."""
+
+    architecture: Literal["multitask"]
+    distillation_layer: Annotated[int, Field(strict=True, ge=5, le=8)]
+    final_layer: Annotated[int, Field(strict=True, ge=6, le=9)]
+
+    @model_validator(mode="after")
+    def _exchange_before_the_head(self) -> Multitask:
+        if self.final_layer <= self.distillation_layer:
+            raise ValueError(
+                f"final_layer {self.final_layer} must lie beyond distillation_layer {self.distillation_layer}"
+            )
+        return self
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `semivid.models.multitask.build_multitask_net`."""
+        layers = {"distillation_layer": self.distillation_layer, "final_layer": self.final_layer}
+        return super().arguments() | layers
+
+
+class MultitaskLosses(Block):
+    """Keyword arguments of `semivid.models.multitask_losses.multitask_losses`."""
+
+    depth_weight: Annotated[Number, Field(ge=0)]
+    segmentation_weight: Annotated[Number, Field(ge=0)]
+    feature_weight: Annotated[Number, Field(ge=0)]
+    automask: Switch
+    min_depth: PositiveNumber
+    max_depth: PositiveNumber
+
+    @model_validator(mode="after")
+    def _depths_in_order(self) -> MultitaskLosses:
+        if self.min_depth >= self.max_depth:
+            raise ValueError(f"min_depth {self.min_depth} must be smaller than max_depth {self.max_depth}")
+        return self
+
+
+class Transfer(Block):
+    """What a network starts from besides its own weights: a depth model, `semivid.models.transfer.transfer_depth`."""
+
+    source: Text
+    encoder: Switch
+    decoder: Switch
+
+    @model_validator(mode="after")
+    def _something_is_transferred(self) -> Transfer:
+        if not self.encoder and not self.decoder:
+            raise ValueError("encoder and decoder are both false; set one to true, or leave the method out")
+        return self
+
+
 Network = Annotated[EncoderDecoder | FCN8s, Field(discriminator="architecture")]
 
 
