@@ -286,7 +286,7 @@ def _segmentation(state: State) -> dict[str, Any]:
     head = {"layers": layers, "head_inter": "head.5.bias" in state}
     head["projection_channels"] = next(iter(projections.values())).shape[0]
     if head["head_inter"] and "head.1.weight" in state:
-        head["head_channels"] = state["head.1.weight"].shape[0]
+        head["head_channels"] = state["head.1.weight"].shape[:1].numel()
     return {"num_classes": classes} | body | head
 
 
