@@ -8,12 +8,15 @@ from semivid.pipeline.bridge import (
     hold_engine_lock,
     is_folder,
     read_stages,
+    refuse_beside_another,
     remove_orphans,
     write_stamps,
 )
 from semivid.pipeline.slurm import cluster_has_gpus
 
 try:
+    if workflow.is_main_process:
+        refuse_beside_another()
     STAGES = read_stages(check=workflow.is_main_process)
     GPUS = not config.get("slurm") or cluster_has_gpus()
 except UserError as error:

@@ -122,6 +122,23 @@ def test_two_engines_at_once_do_no_harm(tmp_path, undisturbed, first, second):
     assert not (checkout.folder / "two_writers.txt").exists()
 
 
+def test_a_refused_engine_leaves_the_stamps_of_the_one_at_work_alone(tmp_path):
+    """With other parameters it would plan other stages, and delete stamps that the first one waits for."""
+    checkout = Checkout(tmp_path / "busy")
+    first = checkout.start(SNAKEMAKE)
+    while first.poll() is None and not any(_at_work(p) for p in checkout.processes()):
+        time.sleep(0.02)
+    folder = checkout.folder / ".work/stamps"
+    stamps = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+    text = (checkout.folder / "dvc.yaml").read_text()
+    (checkout.folder / "dvc.yaml").write_text(text.replace("[a, b, c, d]", "[a, b]"))
+    assert checkout.start([*SNAKEMAKE, "--dry-run"]).wait(timeout=120) == 1
+    (checkout.folder / "dvc.yaml").write_text(text)
+    assert "another snakemake is at work in this folder" in checkout.log()
+    assert stamps == {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+    assert first.wait(timeout=240) == 0, checkout.log()[-3000:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("command", [SNAKEMAKE, DVC], ids=["snakemake", "dvc"])

@@ -160,6 +160,17 @@ def read_stages(check: bool) -> list[DvcStage]:
     return list(stages.values())
 
 
+def _take_engine_lock() -> IO[str]:
+    ENGINE_LOCK.parent.mkdir(parents=True, exist_ok=True)
+    file = open(ENGINE_LOCK, "w")  # noqa: SIM115  (held until it is closed, or the process ends)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError("another snakemake is at work in this folder; wait for it to end, or stop it") from None
+    return file
+
+
 def hold_engine_lock() -> None:
     """Keep other Snakemakes out of this folder until this process ends, however it ends.
 
@@ -167,12 +178,12 @@ def hold_engine_lock() -> None:
     Raises UserError if another Snakemake is at work here.
     """
     global _engine_lock
-    ENGINE_LOCK.parent.mkdir(parents=True, exist_ok=True)
-    _engine_lock = open(ENGINE_LOCK, "w")  # noqa: SIM115  (held until the process ends)
-    try:
-        fcntl.lockf(_engine_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError("another snakemake is at work in this folder; wait for it to end, or stop it") from None
+    _engine_lock = _take_engine_lock()
+
+
+def refuse_beside_another() -> None:
+    """Raise UserError if another Snakemake is at work here: it still needs the stamps as they are."""
+    _take_engine_lock().close()
 
 
 def remove_orphans(repo: Repo | None = None) -> list[str]:
