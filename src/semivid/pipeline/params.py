@@ -327,16 +327,15 @@ class MultitaskLosses(Block):
 
 
 class Transfer(Block):
-    """What a network starts from besides its own weights: a depth model, `semivid.models.transfer.transfer_depth`."""
+    """Which parts of a network start from a depth model, where a method does: `semivid.models.transfer`."""
 
-    source: Text
     encoder: Switch
     decoder: Switch
 
     @model_validator(mode="after")
     def _something_is_transferred(self) -> Transfer:
         if not self.encoder and not self.decoder:
-            raise ValueError("encoder and decoder are both false; set one to true, or leave the method out")
+            raise ValueError("encoder and decoder are both false; set one to true, or leave the transfer out")
         return self
 
 
@@ -368,6 +367,12 @@ class Optimisation(Block):
     schedule: Literal["poly", "step", "constant"]
     milestones: list[Positive]
     clip: Annotated[Number, Field(ge=0)]
+
+
+class Supervised(Optimisation):
+    """Cross entropy on labelled frames."""
+
+    method: Literal["supervised"]
 
 
 class FlowBaseline(Optimisation):
@@ -405,6 +410,7 @@ class FlowConsistency(Block):
 class PseudoLabel(Optimisation):
     """Mean teacher, ClassMix, DepthMix: pseudo labels of a moving average of the network, on mixed frames."""
 
+    method: Literal["pseudo_label"]
     mask: Literal["none", "class", "depthmix", "depth", "depthhist"]
     margin: Annotated[Number, Field(ge=0)] | None
     foreground: tuple[Share, Share] | None
@@ -438,8 +444,16 @@ class PseudoLabel(Optimisation):
         return self.mask in ("depthmix", "depth", "depthhist")
 
 
+Method = Annotated[Supervised | PseudoLabel, Field(discriminator="method")]
+
+
 class Methods(Block):
-    supervised: Optimisation
+    """Methods by their name in tables. Any name may be added; its key `method` says which file it is trained by."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Method] = Field(init=False)
+
+    supervised: Supervised
     flow_baseline: FlowBaseline
     flow_consistency: FlowConsistency
 
@@ -487,6 +501,42 @@ class Table3(Block):
         return self
 
 
+class Family(Block):
+    """Trainings that read the same things: one stage of dvc.yaml, every method on every selection."""
+
+    methods: list[Text]
+    selections: list[Text]
+
+    @property
+    def rows(self) -> list[str]:
+        return [f"{method}-{selection}" for method in self.methods for selection in self.selections]
+
+
+class Compare(Block):
+    """The runs that methods.csv, table1.csv and table2.csv are made of; families by what their training reads."""
+
+    labels: Annotated[list[Positive], Field(min_length=1)]
+    seeds: Annotated[list[Seed], Field(min_length=1)]
+    rows: Annotated[list[Text], Field(min_length=1)]
+    mix: Family
+    mix_depth: Family
+    transfer: Family
+    transfer_plain: Family
+    transfer_mix: Family
+    transfer_mix_depth: Family
+    flow: Family
+
+    @property
+    def families(self) -> dict[str, Family]:
+        return {name: block for name in type(self).model_fields if isinstance(block := getattr(self, name), Family)}
+
+
+class MethodRows(Block):
+    """A table over methods: its rows, METHOD-SELECTION."""
+
+    rows: Annotated[list[Text], Field(min_length=1)]
+
+
 Percent = Annotated[int, Field(strict=True, ge=1, le=100)]
 
 
@@ -529,6 +579,11 @@ class Params(Block):
     evaluate: Evaluate
     table3: Table3
     flow_table: FlowTable
+    transfer: Transfer
+    compare: Compare
+    methods_table: MethodRows
+    table1: MethodRows
+    table2: MethodRows
 
     @model_validator(mode="after")
     def _blocks_agree(self) -> Params:
@@ -575,9 +630,77 @@ class Params(Block):
                 wrong.append(f"`{name}.crop` {crop} is too small: its encoder needs more than {network.stride} pixels")
             if block.batch_size == 1 and network.aspp_rates:
                 wrong.append(f"`{name}.batch_size` 1 cannot train an ASPP; raise it, or set its `aspp_rates` to []")
+        wrong += self._faults_of_the_comparison()
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
+
+    def _faults_of_the_comparison(self) -> list[str]:
+        """What is wrong with `compare` and the tables over its runs."""
+        compare, wrong = self.compare, []
+        for key, of in (("labels", self.table3.labels), ("seeds", self.table3.seeds)):
+            values = getattr(compare, key)
+            if repeated(values) or not set(values) <= set(of):
+                wrong.append(f"`compare.{key}` {values}: each once, and all among `table3.{key}` {of}, whose supervised "
+                             "runs are compared with")  # fmt: skip
+        trained = {f"{self.table3.method}-{selection}" for selection in self.table3.rows}
+        expected = []
+        for name, family in compare.families.items():
+            expected += family.rows
+            for method in family.methods:
+                block = getattr(self.methods, method, None)
+                if fault := _unfit(name, block):
+                    wrong.append(f"`compare.{name}.methods`: {method} {fault}")
+                elif getattr(block, "frames", None) == "video" and block.disparity and self.disparity.frames != "all":
+                    wrong.append(f"`methods.{method}.frames` video needs `disparity.frames: all`")
+            for selection in family.selections:
+                if selection not in self.table3.rows:
+                    wrong.append(f"`compare.{name}.selections`: {selection} is none of `table3.rows` {self.table3.rows}")
+        if any(family.methods for name, family in compare.families.items() if name.startswith("transfer")):
+            wrong += self._faults_of_the_transfer()
+        supervised = [row for row in compare.rows if row in trained]
+        if sorted(compare.rows) != sorted(expected + supervised) or repeated(compare.rows):
+            missing, odd = sorted(set(expected) - set(compare.rows)), sorted(set(compare.rows) - set(expected) - trained)
+            what = f"lacks {', '.join(missing)}" if missing else f"lists {', '.join(odd)}, which no family trains"
+            wrong.append(f"`compare.rows` {what if missing or odd else 'lists a row twice'}")
+        for name in ("methods_table", "table1", "table2"):
+            rows = getattr(self, name).rows
+            odd = [row for row in rows if row not in compare.rows]
+            if odd or repeated(rows):
+                wrong.append(f"`{name}.rows`: {', '.join(odd) or 'a row'} {'not in `compare.rows`' if odd else 'twice'}")
+        return wrong
+
+
+    def _faults_of_the_transfer(self) -> list[str]:
+        """Why a depth model's weights would not fit the network."""
+        if self.network.architecture != "encoder_decoder":
+            return [f"`network.architecture` {self.network.architecture} cannot start from depth; leave the transfer "
+                    "families of `compare` empty, or set encoder_decoder"]  # fmt: skip
+        ours, theirs = self.network.backbone(), self.depth_network.backbone()
+        return [
+            f"`network.{key}` {ours[name]} and `depth_network.{key}` {theirs[name]} differ; methods that start from "
+            "depth need equal ones"
+            for key, name in (*((k, k) for k in ("encoder", "dilated", "channels", "batch_norm")), ("aspp_rates", "aspp"))
+            if ours[name] != theirs[name]
+        ]
+
+
+def repeated(values: list) -> bool:
+    """Whether a list holds a value twice."""
+    return len(set(values)) < len(values)
+
+
+def _unfit(family: str, block: Block | None) -> str:
+    """Why a method cannot be in a family of `compare`; empty if it can."""
+    if block is None:
+        return "has no block in `methods`"
+    if family == "flow":
+        return "" if isinstance(block, FlowConsistency) else "is not flow_consistency"
+    labels_alone = family in ("transfer", "transfer_plain")
+    if labels_alone or not isinstance(block, PseudoLabel):
+        return "" if labels_alone and isinstance(block, Supervised) else "is trained by another family of stages"
+    wants, has = block.disparity, family.endswith("_depth")
+    return "" if wants == has else f"reads {'disparities' if wants else 'no disparity'}; another family trains it"
 
 
 def _follow(location: tuple) -> tuple[tuple, Any]:
@@ -594,15 +717,22 @@ def _follow(location: tuple) -> tuple[tuple, Any]:
         place.append(part)
         if part != location[-1]:
             annotation = getattr(getattr(model, "model_fields", {}).get(part), "annotation", None)
-            kinds = {get_args(k.model_fields["architecture"].annotation)[0]: k for k in get_args(annotation)} if (
-                get_origin(annotation) is UnionType and all(_has_kinds(k) for k in get_args(annotation))
-            ) else None  # fmt: skip
+            if annotation is None and model is Methods:
+                annotation = get_args(Method)[0]
+            kinds = _kinds(annotation)
             model = annotation
     return tuple(place), model
 
 
-def _has_kinds(model: Any) -> bool:
-    return "architecture" in getattr(model, "model_fields", {})
+def _kinds(annotation: Any) -> dict[str, type[Block]] | None:
+    """The blocks that a union chooses between, by the value of the key that chooses."""
+    if get_origin(annotation) is not UnionType:
+        return None
+    blocks = get_args(annotation)
+    for key in ("architecture", "method"):
+        if all(key in getattr(block, "model_fields", {}) for block in blocks):
+            return {get_args(block.model_fields[key].annotation)[0]: block for block in blocks}
+    return None
 
 
 def _did_you_mean(word: object, known: Iterable[str]) -> str:
@@ -638,6 +768,11 @@ _PLAIN = {  # where pydantic speaks of Python
 }
 
 
+def _chooser(error: Any) -> str:
+    """The key whose value chooses between the kinds of a block."""
+    return error["ctx"]["discriminator"].strip("'")
+
+
 def _explain(error: ValidationError, path: Path) -> list[str]:
     lines = []
     for e in error.errors():
@@ -647,11 +782,12 @@ def _explain(error: ValidationError, path: Path) -> list[str]:
             hint = _did_you_mean(place[-1], getattr(block, "model_fields", {}))
             lines.append(f"{path}: unknown key `{key}`{hint}")
         elif e["type"] in ("missing", "union_tag_not_found"):
-            key += ".architecture" * (e["type"] != "missing")
+            key += f".{_chooser(e)}" * (e["type"] != "missing")
             lines.append(f"{path}: key `{key}` is missing; presets/street.yaml shows every key")
         elif e["type"] == "union_tag_invalid":
             choice = e["ctx"]["expected_tags"]
-            lines.append(f"{path}: `{key}.architecture` must be one of {choice} (found {_short.repr(e['ctx']['tag'])})")
+            found = _short.repr(e["ctx"]["tag"])
+            lines.append(f"{path}: `{key}.{_chooser(e)}` must be one of {choice} (found {found})")
         else:
             found = "" if isinstance(e["input"], dict | Block) else f" (found {_short.repr(e['input'])})"
             where = f"{path}: `{key}`: " if key else f"{path}: "

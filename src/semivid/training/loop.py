@@ -15,6 +15,7 @@ from semivid.data.streams import Stream, batches
 from semivid.errors import UserError
 from semivid.methods.base import Method
 from semivid.models.checkpoints import not_finite
+from semivid.training.cost import Cost
 from semivid.training.optim import set_rates
 from semivid.training.progress import Progress
 from semivid.training.resume import load_resume, save_resume
@@ -29,7 +30,7 @@ CHECKPOINT_STEPS = 1000
 History = list[dict[str, float]]
 
 
-def _resume(path: Path, method: Method, key: str) -> tuple[int, History, dict[str, torch.Tensor]]:
+def _resume(path: Path, method: Method, key: str, cost: Cost | None) -> tuple[int, History, dict[str, torch.Tensor]]:
     """Take up a run where `path` left it: (steps done, history, sums of losses not yet logged)."""
     fresh: tuple[int, History, dict[str, torch.Tensor]] = (0, [], {})
     if not path.exists():
@@ -44,6 +45,8 @@ def _resume(path: Path, method: Method, key: str) -> tuple[int, History, dict[st
     for optimizer, saved in zip(method.optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(saved)
         _match_layouts(optimizer)
+    if cost:
+        cost.load(state["cost"])
     log.info("resumed at step %d", state["step"])
     return state["step"], state["history"], state["sums"]
 
@@ -92,11 +95,13 @@ def fit(
     evaluate_every: int = 0,
     workers: int = 0,
     title: str = "train",
+    cost: Cost | None = None,
 ) -> History:
     """Train `method` for exactly `iterations` steps and return the logged values.
 
     evaluate        called in eval mode every `evaluate_every` steps and after the last one
     work, key       folder of the resume file, and the `fingerprint` it must carry to be used
+    cost            counts on where an interrupted run left it
     Returns one row {"step": steps done, loss names..., evaluated names...} per evaluation and log interval.
     The result depends neither on `workers` nor on where the run was interrupted: every random draw is a
     function of (seed, purpose, step, position), dropout is reseeded per step, rates are functions of the step.
@@ -106,7 +111,7 @@ def fit(
     """
     checkpoint = work / "resume.safetensors"
     runtime.place(method)
-    start, history, sums = _resume(checkpoint, method, key)
+    start, history, sums = _resume(checkpoint, method, key, cost)
     sums = runtime.move(sums)
     stop_asked = 0
 
@@ -154,6 +159,7 @@ def fit(
                     "sums": sums,
                     "networks": method.state_dict(),
                     "optimizers": [o.state_dict() for o in method.optimizers],
+                    "cost": cost.spent() if cost else [],
                 }
                 # A finite loss can still have had gradients that are not: the state itself is looked at.
                 _refuse_nan(title, _tensors(state, "state"), done, checkpoint)

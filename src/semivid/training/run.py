@@ -18,10 +18,11 @@ from semivid.evaluation.inference import split_confusion
 from semivid.methods.base import Method
 from semivid.models.build import build_network
 from semivid.models.checkpoints import save_state
-from semivid.pipeline.artifacts import replacing
+from semivid.pipeline.artifacts import replacing, write_json
 from semivid.pipeline.fingerprint import fingerprint
 from semivid.pipeline.stage import Stage, log
 from semivid.selection.lists import first_labels, read_selection
+from semivid.training.cost import Cost
 from semivid.training.loop import finish, fit, write_curves
 from semivid.training.rng import torch_seed
 from semivid.training.runtime import Runtime
@@ -68,11 +69,13 @@ def train(
     build: Callable[[nn.Module, Runtime], Method],
     streams: Sequence[Stream] = (),
     inputs: Sequence[Path] = (),
+    start: Callable[[nn.Module], object] | None = None,
 ) -> None:
-    """Train the network of params.yaml and write ``models/RUN.safetensors`` and ``runs/RUN``.
+    """Train the network of params.yaml and write ``models/RUN.safetensors``, ``runs/RUN`` and ``costs/RUN.json``.
 
     labelled: frames of the stream ``labelled``. build: the method around a fresh network. streams: what else the
-    method reads. inputs: files and folders besides the prepared frames that the result depends on.
+    method reads. inputs: files and folders besides the prepared frames that the result depends on. start: fills the
+    fresh network with other weights, whose file is one of the inputs then.
     Raises UserError for a crop larger than the frames and for a diverged training.
     """
     seed, options = stage.args.seed, stage.params.train
@@ -82,6 +85,8 @@ def train(
 
     torch.manual_seed(torch_seed(seed, "network"))
     student = build_network(len(data.classes.names), stage.params.network)
+    if start:
+        start(student)
     method = build(student, runtime)
     samples = LabelledSamples(data.store, options.crop, options.flip, options.scale)
     held_out = data.index.select("val", labelled=True)
@@ -91,6 +96,7 @@ def train(
         confusion = split_confusion(method.predict, held_out, data.store, len(classes), EVALUATION_BATCH, runtime)
         return {"val_miou": scores(confusion, classes)["miou"]}
 
+    cost = Cost()
     history = fit(
         method,
         [Stream("labelled", labelled, options.batch_size, seed, samples), *streams],
@@ -103,8 +109,10 @@ def train(
         workers=runtime.loaders(stage.workers),
         evaluate=evaluate if held_out else None,
         evaluate_every=options.evaluate_every,
+        cost=cost,
     )
     with replacing(f"models/{stage.run}.safetensors") as weights, replacing(f"runs/{stage.run}") as curves:
         save_state(student, weights)
         write_curves(curves, history)
+    write_json(f"costs/{stage.run}.json", cost.report(runtime.device))
     finish(stage.work)

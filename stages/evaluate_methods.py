@@ -1,0 +1,20 @@
+"""Evaluate one run of the tables over methods: scores on labelled frames, agreement along the flow, training hours."""
+
+from pathlib import Path
+
+from semivid.evaluation.method_run import evaluate_run
+from semivid.evaluation.trained import trained_network
+from semivid.pipeline.stage import Stage, run_stage
+
+
+def main(stage: Stage) -> None:
+    p = stage.params
+    evaluate_run(stage, lambda classes, runtime: trained_network(stage.run, classes, p.network, runtime, p.evaluate.flip))
+
+
+if __name__ == "__main__":
+    run_stage(
+        main,
+        ["data.name", "frames.size", "network", "train", "evaluate"],
+        {"row": str, "labels": int, "seed": int},
+    )

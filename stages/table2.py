@@ -1,0 +1,2 @@
+"""x."""
+from semivid.pipeline.stage import run_stage
