@@ -44,7 +44,7 @@ def main(stage: Stage) -> None:
     runtime = Runtime(p.disparity.threads)
     none = {"weights": "none", "pose_weights": "none"}
     model = build_depth_model(**p.depth_network.arguments() | none)
-    load_parts(model.parts(), "models/depth_finetune")
+    load_parts(model.parts(), stage.params.depth_model)
     runtime.place(model).eval()
     index, store = read_index(Path("data/prepared/frames.csv")), FrameStore()
     frames = index.select("val")
@@ -83,5 +83,5 @@ def main(stage: Stage) -> None:
 if __name__ == "__main__":
     run_stage(
         main,
-        ["data.source", "depth_network", "depth_finetune.min_depth", "depth_finetune.max_depth", "disparity.threads"],
+        ["depth_model", "data.source", "depth_network", "depth_finetune.min_depth", "depth_finetune.max_depth", "disparity.threads"],
     )

@@ -26,7 +26,7 @@ def main(stage: Stage) -> None:
     options = stage.params.disparity
     runtime = Runtime(options.threads)
     model = build_depth_model(**stage.params.depth_network.backbone() | {"weights": "none"}, pose_encoder=None)
-    load_parts(model.parts(), "models/depth_finetune")
+    load_parts(model.parts(), stage.params.depth_model)
     runtime.place(model).eval()
     frames = read_index(Path("data/prepared/index.csv")).select(labelled=None if options.frames == "all" else True)
     if not any(frame.split == "train" for frame in frames):
@@ -49,4 +49,4 @@ def main(stage: Stage) -> None:
 
 
 if __name__ == "__main__":
-    run_stage(main, ["depth_network", "disparity"])
+    run_stage(main, ["depth_model", "depth_network", "disparity"])

@@ -10,7 +10,7 @@ from semivid.training.run import labelled_frames, read_prepared, train
 
 
 def main(stage: Stage) -> None:
-    args, p, depth = stage.args, stage.params, Path("models/depth_finetune")
+    args, p, depth = stage.args, stage.params, Path(stage.params.depth_model)
     selection = Path(f"splits/selected/{args.selection}-{args.seed}.txt")
     options, parts = getattr(p.methods, args.method), p.transfer.model_dump()
     data = read_prepared(FrameStore())
@@ -27,6 +27,6 @@ def main(stage: Stage) -> None:
 if __name__ == "__main__":
     run_stage(
         main,
-        ["frames.size", "network", "train", "methods.{method}", "transfer"],
+        ["depth_model", "frames.size", "network", "train", "methods.{method}", "transfer"],
         {"method": str, "selection": str, "labels": int, "seed": int},
     )

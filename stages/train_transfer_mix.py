@@ -9,7 +9,7 @@ from semivid.training.mix_run import train_on_mixes
 
 
 def main(stage: Stage) -> None:
-    args, depth, parts = stage.args, Path("models/depth_finetune"), stage.params.transfer.model_dump()
+    args, depth, parts = stage.args, Path(stage.params.depth_model), stage.params.transfer.model_dump()
     selection = Path(f"splits/selected/{args.selection}-{args.seed}.txt")
     train_on_mixes(stage, selection, FrameStore(), [depth], lambda student: transfer_depth(student, depth, **parts))
 
@@ -17,6 +17,6 @@ def main(stage: Stage) -> None:
 if __name__ == "__main__":
     run_stage(
         main,
-        ["frames.size", "network", "train", "methods.{method}", "transfer"],
+        ["depth_model", "frames.size", "network", "train", "methods.{method}", "transfer"],
         {"method": str, "selection": str, "labels": int, "seed": int},
     )

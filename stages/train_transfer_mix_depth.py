@@ -10,7 +10,7 @@ from semivid.training.mix_run import train_on_mixes
 
 def main(stage: Stage) -> None:
     args, parts = stage.args, stage.params.transfer.model_dump()
-    depth, disparity = Path("models/depth_finetune"), Path("data/disparity")
+    depth, disparity = Path(stage.params.depth_model), Path("data/disparity")
     selection = Path(f"splits/selected/{args.selection}-{args.seed}.txt")
     train_on_mixes(
         stage,
@@ -24,6 +24,6 @@ def main(stage: Stage) -> None:
 if __name__ == "__main__":
     run_stage(
         main,
-        ["frames.size", "network", "train", "methods.{method}", "transfer"],
+        ["depth_model", "frames.size", "network", "train", "methods.{method}", "transfer"],
         {"method": str, "selection": str, "labels": int, "seed": int},
     )

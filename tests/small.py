@@ -48,7 +48,13 @@ _VALUES = {
         "select": {"names": ["random"], "features": ["ds"], "student": ["us", "ds_us"], "labels": ["entropy"]},
     },
     "flow_table": {"percents": [100, 50], "seeds": [7, 25]},
+    "compare": {"labels": [4], "seeds": [7]},
 }  # fmt: skip
+
+
+_VALUES["methods"] |= {
+    name: {"lr": 1e-3, "encoder_lr": 1e-3} for name in _PRESET["methods"] if not name.startswith(("supervised", "flow"))
+}
 
 
 def _merge(block: dict, values: dict) -> dict:

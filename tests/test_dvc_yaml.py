@@ -186,8 +186,10 @@ def test_every_output_has_one_maker_and_a_telling_suffix():
     made = [stars(o) for entry in STAGES.values() for o in outputs(entry)]
     families = [m for m in made if m.startswith("splits/selected/")]
     assert len(families) == 4 and len(set(families)) == 1, "the select stages share one family"
-    trained = [stars(o) for name in ("train_flow_baseline", "train_flow") for o in outputs(STAGES[name])]
-    assert len(trained) == 4 and len(set(trained)) == 2, "so do the trainings of one table; their methods differ"
+    trained = [stars(o) for name in STAGES if name.startswith("train") for o in outputs(STAGES[name])]
+    kinds = {"models/*-*-*-*.safetensors", "runs/*-*-*-*", "costs/*-*-*-*.json"}
+    kinds |= {kind.replace("*-", "", 1) for kind in kinds}  # METHOD-PERCENT-SEED
+    assert set(trained) == kinds, "so do all trainings; their methods differ"
     rest = [m for m in made if m not in families + trained]
     for a, b in itertools.combinations(rest, 2):
         assert a != b and not a.startswith(f"{b}/") and not b.startswith(f"{a}/")
@@ -442,7 +444,7 @@ def test_every_stage_runs_on_its_declared_inputs_and_makes_its_declared_outputs(
         world.run(f"select_{kind}", criterion=criterion, seed=7)
         assert (world.folder / f"splits/selected/{criterion}-7.txt").read_text().count("\n") >= 4
 
-    item = {"method": "supervised", "selection": "ds", "labels": 4, "seed": 7}
+    item = {"method": "supervised", "selection": "random", "labels": 4, "seed": 7}
     sandbox = world.run("train", **item)
     world.run("evaluate", **item)
     flow = {"percent": 50, "seed": 7}
@@ -453,19 +455,39 @@ def test_every_stage_runs_on_its_declared_inputs_and_makes_its_declared_outputs(
     for method in ("flow_baseline", "flow_consistency"):
         world.run("evaluate_flow", method=method, **flow)
     look_at_a_run(world, monkeypatch)
+    world.run("depth_finetune_plain")
+    compared = {
+        "mix": "classmix_gt", "mix_depth": "depthmix", "transfer": "transfer", "transfer_plain": "transfer_plain",
+        "transfer_mix": "transfer_classmix", "transfer_mix_depth": "transfer_depthmix_gt",
+        "compared_flow": "flow_consistency",
+    }  # fmt: skip
+    for family, method in compared.items():
+        world.run(f"train_{family}", **item | {"method": method})
+    rows = [f"{method}-random" for method in ("supervised", *compared.values())]
+    for row in rows:
+        world.run("evaluate_methods", row=row, labels=4, seed=7)
     one_row = small_params()
     one_row["flow_table"] |= {"percents": [50], "seeds": [7]}
     one_row["table3"] |= {
-        "rows": ["ds"], "labels": [4], "seeds": [7],
-        "select": {"names": [], "features": ["ds"], "student": [], "labels": []},
+        "rows": ["random"], "labels": [4], "seeds": [7],
+        "select": {"names": ["random"], "features": [], "student": [], "labels": []},
     }  # fmt: skip
+    for family, block in one_row["compare"].items():
+        if isinstance(block, dict):
+            block["selections"] = ["random"]
+            block["methods"] = [compared["compared_flow" if family == "flow" else family]]
+    one_row["compare"]["rows"] = rows
+    for name in ("methods_table", "table1", "table2"):
+        one_row[name]["rows"] = rows
     world.params = Params.model_validate(one_row)
-    for name in ("table3", "report", "flow_table"):
+    for name in ("table3", "report", "flow_table", "methods_table", "table1", "table2"):
         if hasattr(importlib.import_module(name), "remove_orphans"):  # asks DVC, of which a sandbox knows nothing
             monkeypatch.setattr(importlib.import_module(name), "remove_orphans", lambda: [])
         world.run(name)
     assert "supervised" in (world.folder / "results/table3.csv").read_text()
     assert "flow_consistency,50" in (world.folder / "results/flow_consistency.csv").read_text()
+    for name in ("methods", "table1", "table2"):
+        assert "DepthMix" in (world.folder / f"results/{name}.md").read_text()
     ran = {p.name.partition("-")[2] for p in sandbox.parent.iterdir() if p.is_dir()} - {""}
     assert ran == set(STAGES), "a stage was not tried"
 
@@ -495,8 +517,8 @@ def test_every_stage_runs_on_its_declared_inputs_and_makes_its_declared_outputs(
 
     # A list with a validation frame, as a hand-made one may have: never trained on.
     val = next(n for n in (world.folder / "data/prepared/frames.csv").read_text().splitlines() if ",val," in n)
-    selection = sandbox / "splits/selected/ds-7.txt"
+    selection = sandbox / "splits/selected/random-7.txt"
     selection.unlink()
-    selection.write_text(val.split(",")[0] + "\n" + (world.folder / "splits/selected/ds-7.txt").read_text())
+    selection.write_text(val.split(",")[0] + "\n" + (world.folder / "splits/selected/random-7.txt").read_text())
     with pytest.raises(UserError, match=val.split(",")[0]):
         train(world.stage("train", item))

@@ -570,6 +570,7 @@ class Params(Block):
     depth_network: DepthNetwork
     depth_pretrain: DepthPretrain
     depth_finetune: DepthFinetune
+    depth_model: Text
     disparity: Disparity
     flow: Flow
     select: Select
