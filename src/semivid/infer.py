@@ -25,7 +25,6 @@ from semivid.evaluation.segment_files import FILM, FOLDERS, KINDS, RECORD, possi
 from semivid.pipeline.params import Params, read_params
 
 log = logging.getLogger("semivid")
-DEPTH_MODEL = Path("models/depth_finetune")
 _OURS = {name for names in FOLDERS.values() for name in names} | {FILM, RECORD}
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".pkl")
 
@@ -88,13 +87,14 @@ def run(args: argparse.Namespace) -> None:
     from semivid.evaluation.segmenter import open_segmenter  # imports torch: not before bad input is told
 
     depth = Path(args.depth) if args.depth and "depth" in wanted else None
-    otherwise = DEPTH_MODEL if DEPTH_MODEL.is_dir() and "depth" in wanted else None
+    own = Path(params.depth_model)
+    otherwise = own if own.exists() and "depth" in wanted else None
     segmenter = open_segmenter(weights, params, classes, flip, depth, otherwise)
     if "depth" not in wanted:
         segmenter = dataclasses.replace(segmenter, disparity=None, depth_source=None)
     kinds = wanted & possible_kinds(source, segmenter)
     if args.write and kinds != wanted:
-        reasons = {"depth": f"there is no {DEPTH_MODEL}; give --depth, or", "film": "a single picture makes none;"}
+        reasons = {"depth": f"there is no {own}; give --depth, or", "film": "a single picture makes none;"}
         raise_all([f"--write {kind}: {reasons[kind]} leave {kind} out" for kind in sorted(wanted - kinds)])
     record = {
         "weights": str(weights),
@@ -131,7 +131,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to write (default: visualisation/inference/RUN/INPUT)")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results in that folder")
     parser.add_argument("--write", nargs="+", choices=KINDS, metavar="KIND", help=f"only these of {', '.join(KINDS)}")
-    parser.add_argument("--depth", help=f"depth model (folder, zip or file) or none (default: {DEPTH_MODEL} if there)")
+    parser.add_argument("--depth", help="depth model (folder, zip or file) or none (default: that of params.yaml, `depth_model`, if there)")
     parser.add_argument("--fps", type=_positive(float), help="of the film (default: the video's, 10 for pictures)")
     parser.add_argument("--batch-size", type=_positive(int), help="pictures at once (default: evaluate.batch_size)")
     parser.add_argument(

@@ -1,2 +1,0 @@
-"""x."""
-from semivid.pipeline.stage import run_stage
