@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from semivid.errors import UserError
-from semivid.evaluation.tables import STD_KIND, percent
+from semivid.evaluation.tables import (
+    STD_KIND,
+    TEMPORAL,
+    load_metrics,
+    percent,
+    refuse_metrics,
+    unlike,
+    unlike_protocols,
+)
 
 NAMES = {"flow_baseline": "Cross entropy", "flow_consistency": "+ flow consistency loss"}
 _KEYS = ("method", "percent", "seed", "labels", "iterations", "miou", "best_miou", "temporal_agreement", "protocol")
@@ -20,20 +26,12 @@ def read_flow_runs(paths: Iterable[Path]) -> pd.DataFrame:
 
     Raises UserError that lists every file that is missing or malformed, or if runs differ in protocol or iterations.
     """
-    rows, faults = [], []
-    for path in paths:
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            rows.append({key: content[key] for key in _KEYS})
-        except FileNotFoundError:
-            faults.append(f"{path} is missing")
-        except (ValueError, KeyError, TypeError):
-            faults.append(f"{path} is not a run's metrics")
-    if faults:
-        raise UserError(f"metrics of runs: {'; '.join(faults)}: run the stage evaluate_flow again")
-    for key in ("protocol", "iterations"):
-        if any(row[key] != rows[0][key] for row in rows):
-            raise UserError(f"runs with different {key} cannot share a table: train and evaluate all of them again")
+    rows, faults = load_metrics(paths, _KEYS, ("miou", "best_miou"), ("method", "percent", "seed"))
+    refuse_metrics(faults, "run the stage evaluate_flow again")
+    runs = {f"{row['method']}-{row['percent']}-{row['seed']}": row for row in rows}
+    faults = unlike_protocols({name: row["protocol"] for name, row in runs.items()})
+    faults += unlike("iterations", {name: row["iterations"] for name, row in runs.items()})
+    refuse_metrics(faults, "train and evaluate all of them again")
     table = pd.DataFrame(rows)
     table["temporal_agreement"] = table["temporal_agreement"].astype(float)  # None: no two frames of video
     return table
@@ -93,7 +91,7 @@ def flow_markdown(cells: pd.DataFrame, runs: pd.DataFrame) -> str:
     if methods[1:]:
         lines += ["Difference in points of mIoU, paired by seed:", ""]
         lines += [*rows("difference", "difference_std", methods[1:], signed=True), ""]
-    lines += ["Temporal agreement (share of pixels whose class stays the same along the flow to the next frame):", ""]
+    lines += [TEMPORAL, ""]
     lines += [*rows("temporal_agreement", "temporal_agreement_std", methods), ""]
     protocol = "; ".join(f"{k} {v}" for k, v in runs.protocol[0].items())
     lines += [

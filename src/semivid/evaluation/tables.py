@@ -12,8 +12,9 @@ mixed in.
 import csv
 import io
 import json
+import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ RANDOM = "random"
 STD_KIND = "sample (n - 1)"
 
 RULE = "A run counts with its last evaluation; the best one over the training is given apart and enters no cell."
+
+TEMPORAL = "Temporal agreement (share of pixels whose class stays the same along the flow to the next frame):"
 
 _NAMES = {
     "random": "Random",
@@ -93,13 +96,27 @@ def display_name(selection: str) -> str:
     return _NAMES.get(selection, selection)
 
 
-def read_runs(paths: Iterable[Path]) -> list[Run]:
-    """Read metrics files; all faults are reported at once.
+def load_metrics(
+    paths: Iterable[Path],
+    keys: Sequence[str],
+    numbers: Sequence[str],
+    identity: Sequence[str],
+    or_null: Collection[str] = (),
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Contents of metrics files that can be used, and what is wrong with the others.
 
-    Raises:
-        UserError: files are missing, are not JSON, or lack keys; or two files hold the same run.
+    Args:
+        paths: JSON files, one run each.
+        keys: what a file must hold, `protocol` (a mapping) among it; nothing else of it is returned.
+        numbers: those of the keys whose values must be numbers; they are returned as floats.
+        identity: those of the keys that tell runs apart.
+        or_null: those of the numbers that may be null, returned as None.
+
+    Returns:
+        The contents in the order of `paths`, and one text per fault: a file is missing, is not JSON, lacks keys or
+        values, or holds the same run as another one.
     """
-    runs, faults, sources = [], [], {}
+    contents, faults, sources = [], [], {}
     for path in paths:
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -109,24 +126,49 @@ def read_runs(paths: Iterable[Path]) -> list[Run]:
         except ValueError:
             faults.append(f"{path} is not JSON")
             continue
-        missing = [key for key in _KEYS if key not in content] if isinstance(content, dict) else _KEYS
+        missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+        if len(missing) == len(keys):
+            faults.append(f"{path} is not a run's metrics")
+            continue
         if missing:
             faults.append(f"{path} lacks {', '.join(missing)}")
             continue
-        no_number = [key for key in _SCORES if not isinstance(content[key], (int, float))]
+        known = [key for key in numbers if content[key] is not None or key not in or_null]
+        no_number = [key for key in known if not is_number(content[key])]
         if no_number:
             faults.append(f"{path} has no number for {', '.join(no_number)}")
             continue
-        content |= {key: float(content[key]) for key in _SCORES}
-        run = Run(**{key: content[key] for key in _KEYS})
-        key = (run.method, run.selection, run.labels, run.seed)
-        if key in sources:
-            faults.append(f"{path} and {sources[key]} hold the same run")
-        sources[key] = path
-        runs.append(run)
+        if not isinstance(content["protocol"], dict):
+            faults.append(f"{path} has no mapping for protocol")
+            continue
+        run = tuple(map(str, (content[key] for key in identity)))
+        if run in sources:
+            faults.append(f"{path} and {sources[run]} hold the same run")
+        sources[run] = path
+        contents.append({key: float(content[key]) if key in known else content[key] for key in keys})
+    return contents, faults
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value from a JSON file is a finite number (true and false are none)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def refuse_metrics(faults: Sequence[str], advice: str) -> None:
+    """Raise UserError with all faults in one line, if there are any."""
     if faults:
-        raise UserError(f"metrics of runs: {'; '.join(faults)}: run the stage evaluate again")
-    return runs
+        raise UserError(f"metrics of runs: {'; '.join(faults)}: {advice}")
+
+
+def read_runs(paths: Iterable[Path]) -> list[Run]:
+    """Read metrics files; all faults are reported at once.
+
+    Raises:
+        UserError: files are missing, are not JSON, or lack keys; or two files hold the same run.
+    """
+    contents, faults = load_metrics(paths, _KEYS, _SCORES, ("method", "selection", "labels", "seed"))
+    refuse_metrics(faults, "run the stage evaluate again")
+    return [Run(**content) for content in contents]
 
 
 def table_cells(
@@ -150,13 +192,8 @@ def table_cells(
     """
     found = {(r.selection, r.labels, r.seed): r for r in runs if r.method == method}
     wanted = [(s, n, seed) for s in selections for n in labels for seed in seeds]
-    missing = [key for key in wanted if key not in found]
-    if missing:
-        listed = ", ".join(f"{s}-{n}-seed{seed}" for s, n, seed in missing)
-        raise UserError(
-            f"{len(missing)} of {len(wanted)} runs of {method} are missing ({listed}): train and "
-            "evaluate them, or take them out of the table's rows, labels or seeds"
-        )
+    missing = [f"{s}-{n}-seed{seed}" for s, n, seed in wanted if (s, n, seed) not in found]
+    refuse_missing(missing, f"{len(wanted)} runs of {method}")
     table = [found[key] for key in wanted]
     for key in sorted({key for run in table for key in run.protocol}):
         _same(table, f"protocol.{key}", lambda run, key=key: run.protocol.get(key))
@@ -188,16 +225,35 @@ def table_cells(
     return cells
 
 
+def unlike(what: str, values: Mapping[str, Any]) -> list[str]:
+    """What is wrong if the values of runs, by the runs' names, are not all equal: one text that names two, or none."""
+    for name, value in values.items():
+        first = next(iter(values))
+        if value != values[first]:
+            return [f"runs with different {what} cannot share a table ({first}: {values[first]}; {name}: {value})"]
+    return []
+
+
+def unlike_protocols(protocols: Mapping[str, Mapping[str, Any]], may_differ: Collection[str] = ()) -> list[str]:
+    """What is wrong if the protocols of runs, by the runs' names, are not equal: one text per key that differs."""
+    keys = sorted({key for protocol in protocols.values() for key in protocol} - set(may_differ))
+    return [f for key in keys for f in unlike(f"protocol.{key}", {n: p.get(key) for n, p in protocols.items()})]
+
+
+def refuse_missing(missing: Sequence[str], of: str) -> None:
+    """Raise UserError that names the runs which a table lacks, if there are any; of: "36 runs"."""
+    if missing:
+        raise UserError(
+            f"{len(missing)} of {of} are missing ({', '.join(missing)}): train and "
+            "evaluate them, or take them out of the table's rows, labels or seeds"
+        )
+
+
 def _same(runs: Sequence[Run], what: str, value: Callable[[Run], Any]) -> None:
     """Refuse to put runs side by side that differ in `what`."""
-    first = runs[0]
-    for run in runs:
-        if value(run) != value(first):
-            names = [f"{r.selection}-{r.labels}-seed{r.seed}: {value(r)}" for r in (first, run)]
-            raise UserError(
-                f"runs with different {what} cannot share a table ({'; '.join(names)}): "
-                "run the stages train and evaluate of both with the same settings"
-            )
+    faults = unlike(what, {f"{r.selection}-{r.labels}-seed{r.seed}": value(r) for r in runs})
+    if faults:
+        raise UserError(f"{faults[0]}: run the stages train and evaluate of both with the same settings")
 
 
 def _std(values: Sequence[float]) -> float | None:
@@ -269,22 +325,36 @@ def percent(mean: float, std: float | None, signed: bool = False) -> str:
 
 def best_cells(cells: Iterable[Cell]) -> set[tuple[str, int]]:
     """(selection, labels) of the highest mean of each column, as displayed: equal text is equally good."""
-    shown = {(cell.selection, cell.labels): float(percent(cell.mean, None)) for cell in cells}
+    return best_of_columns({(cell.selection, cell.labels): cell.mean for cell in cells})
+
+
+def best_of_columns(means: Mapping[tuple[str, int], float]) -> set[tuple[str, int]]:
+    """(row, column) of the highest mean (a fraction) of each column, as displayed: equal text is equally good."""
+    shown = {key: float(percent(mean, None)) for key, mean in means.items()}
     best = {n: max(value for (_, m), value in shown.items() if m == n) for _, n in shown}
     return {key for key, value in shown.items() if value == best[key[1]]}
+
+
+def over_seeds(seeds: Collection[int | str]) -> str:
+    """ "mean ± sample (n - 1) standard deviation over the training seeds 7, 25", as it stands under tables."""
+    spread = f"mean ± {STD_KIND} standard deviation" if len(seeds) > 1 else "value"
+    return f"{spread} over the training seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def protocol_text(protocol: Mapping[str, Any]) -> str:
+    """ "Protocol: data camvid; size 240x180." """
+    return "Protocol: " + "; ".join(f"{key} {plain_text(value)}" for key, value in protocol.items()) + "."
 
 
 def protocol_lines(cells: Sequence[Cell]) -> list[str]:
     """What the numbers are, in sentences: metric, rule, spread, and the protocol's keys."""
     first = cells[0]
-    seeds = ", ".join(map(str, first.by_seed))
     iterations = sorted({cell.iterations for cell in cells})
-    spread = f"mean ± {STD_KIND} standard deviation" if len(first.by_seed) > 1 else "value"
     lines = [
-        f"mIoU in percent, {spread} over the training seed{'s' * (len(first.by_seed) > 1)} {seeds}; "
+        f"mIoU in percent, {over_seeds(first.by_seed)}; "
         f"method {first.method}, {' / '.join(map(str, iterations))} iterations.",
         RULE,
-        "Protocol: " + "; ".join(f"{key} {plain_text(value)}" for key, value in first.protocol.items()) + ".",
+        protocol_text(first.protocol),
     ]
     lines += [
         f"{display_name(c.selection)}, column {c.labels}: {c.list_labels} frames were really used."
