@@ -10,13 +10,12 @@ import pandas as pd
 
 from semivid.evaluation.method_tables import (
     BASELINE,
-    MAY_DIFFER,
     method_cells,
     methods_csv,
     read_method_runs,
     with_labelled_share,
 )
-from semivid.evaluation.tables import RULE, best_of_columns, display_name, over_seeds, percent, protocol_text
+from semivid.evaluation.tables import RULE, TEMPORAL, best_of_columns, display_name, over_seeds, percent, protocol_text
 from semivid.pipeline.artifacts import write_text
 
 _GT = " (ground truth in the mix)"
@@ -46,7 +45,7 @@ def row_name(row: str) -> str:
 
     Random frames are not mentioned; an unknown method is called by its name in params.yaml.
     """
-    method, _, selection = row.rpartition("-")
+    method, _, selection = row.partition("-")
     name = _METHODS.get(method, method)
     return name if selection == "random" else f"{name}, frames by {display_name(selection)}"
 
@@ -78,10 +77,7 @@ def methods_markdown(title: str, cells: pd.DataFrame) -> str:
         page += [f"Difference to {row_name(BASELINE)} in points of mIoU, paired by seed:", ""]
         page += [*_table(compared, difference), ""]
     if any(not pd.isna(c["temporal_agreement"]) for c in lines):
-        page += [
-            "Temporal agreement (share of pixels whose class stays the same along the flow to the next frame):",
-            "",
-        ]
+        page += [TEMPORAL, ""]
         page += [*_table(lines, lambda c: _percent(c, "temporal_agreement")), ""]
     page += [f"Training in {_unit(device)}, mean over the seeds:", "", *_table(lines, hours), ""]
     return "\n".join([*page, " ".join(_sentences(cells))]) + "\n"
@@ -124,18 +120,15 @@ def _sentences(cells: pd.DataFrame) -> list[str]:
     keys = [name for name in cells if name.startswith("protocol_")]
     shared = [key for key in keys if cells[key].nunique(dropna=False) == 1]
     text.append(protocol_text({key.removeprefix("protocol_"): first[key] for key in shared}))
-    text += [
-        _differing(cells, key) for key in MAY_DIFFER if f"protocol_{key}" in keys and f"protocol_{key}" not in shared
-    ]
-    return text
+    return text + [_differing(cells, key) for key in keys if key not in shared]
 
 
 def _differing(cells: pd.DataFrame, key: str) -> str:
-    """Which rows have which value of a protocol key that differs; the most frequent one is that of all others."""
-    values = cells.drop_duplicates("row").set_index("row")[f"protocol_{key}"].replace("", "none").fillna("none")
+    """Which rows have which value of a column `key`; the most frequent one is that of all others."""
+    values = cells.drop_duplicates("row").set_index("row")[key].replace("", "none").fillna("none")
     common, *rare = values.value_counts().index  # the most frequent first; of equally many, the first in the table
     parts = [f"{value} in {', '.join(row_name(row) for row in values.index[values == value])}" for value in rare]
-    return f"Rows differ in {key}: {'; '.join(parts)}; {common} in all others."
+    return f"Rows differ in {key.removeprefix('protocol_')}: {'; '.join(parts)}; {common} in all others."
 
 
 def write_method_table(

@@ -159,5 +159,5 @@ def with_labelled_share(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def methods_csv(cells: pd.DataFrame) -> str:
-    """The tidy table: one line per cell, six digits."""
-    return cells.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+    """The tidy table: one line per cell, six digits, no minus before zero."""
+    return cells.to_csv(index=False, float_format="{:z.6f}".format, lineterminator="\n")
