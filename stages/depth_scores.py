@@ -83,5 +83,12 @@ def main(stage: Stage) -> None:
 if __name__ == "__main__":
     run_stage(
         main,
-        ["depth_model", "data.source", "depth_network", "depth_finetune.min_depth", "depth_finetune.max_depth", "disparity.threads"],
+        [
+            "depth_model",
+            "data.source",
+            "depth_network",
+            "depth_finetune.min_depth",
+            "depth_finetune.max_depth",
+            "disparity.threads",
+        ],
     )

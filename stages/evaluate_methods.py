@@ -1,6 +1,5 @@
 """Evaluate one run of the tables over methods: scores on labelled frames, agreement along the flow, training hours."""
 
-from pathlib import Path
 
 from semivid.evaluation.method_run import evaluate_run
 from semivid.evaluation.trained import trained_network
@@ -9,7 +8,9 @@ from semivid.pipeline.stage import Stage, run_stage
 
 def main(stage: Stage) -> None:
     p = stage.params
-    evaluate_run(stage, lambda classes, runtime: trained_network(stage.run, classes, p.network, runtime, p.evaluate.flip))
+    evaluate_run(
+        stage, lambda classes, runtime: trained_network(stage.run, classes, p.network, runtime, p.evaluate.flip)
+    )
 
 
 if __name__ == "__main__":

@@ -113,3 +113,15 @@ def write_prepared(folder: Path, size=(64, 32), train=(4, 4), val=(3,), classes=
     colours = np.array([[9 * i, 20 * i, 255 - i] for i in range(classes)], np.uint8)
     write_classes(prepared / "classes.json", Classes(tuple(f"class{i}" for i in range(classes)), colours))
     return read_index(prepared / "index.csv")
+
+
+def with_random_alone(params: dict) -> dict:
+    """The tables over methods on randomly selected frames alone, so that Table 3 may have any other rows."""
+    families = [block for block in params["compare"].values() if isinstance(block, dict)]
+    for family in families:
+        family["selections"] = ["random"]
+    methods = ["supervised", *(name for family in families for name in family["methods"])]
+    params["compare"]["rows"] = [f"{name}-random" for name in methods]
+    for table in ("methods_table", "table1", "table2"):
+        params[table]["rows"] = params["compare"]["rows"]
+    return params

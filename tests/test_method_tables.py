@@ -121,7 +121,7 @@ def test_files_are_the_same_bytes_each_time(tmp_path, monkeypatch):
     write_all(Path("results/methods"))
     found = []
     for _ in range(2):
-        write_method_table(Path("results/methods"), "T", ROWS, LABELS, SEEDS)
+        write_method_table("methods", "T", ROWS, LABELS, SEEDS)
         found.append([Path(f"results/methods.{kind}").read_bytes() for kind in ("csv", "md")])
     assert found[0] == found[1] and b"\r" not in found[0][0] and found[0][1].startswith(b"# T\n")
 
@@ -168,7 +168,7 @@ def test_an_unknown_method_joins_by_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = ["supervised-random", "my_method-random"]
     write_all(Path("results/methods"), rows)
-    write_method_table(Path("results/table1"), "T", rows, LABELS, SEEDS)
+    write_method_table("table1", "T", rows, LABELS, SEEDS)
     assert "| my_method | **42.00 ± 2.00** |" in Path("results/table1.md").read_text()
     assert "\nmy_method-random,my_method,random,24," in Path("results/table1.csv").read_text()
 

@@ -131,7 +131,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder to write (default: visualisation/inference/RUN/INPUT)")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier results in that folder")
     parser.add_argument("--write", nargs="+", choices=KINDS, metavar="KIND", help=f"only these of {', '.join(KINDS)}")
-    parser.add_argument("--depth", help="depth model (folder, zip or file) or none (default: that of params.yaml, `depth_model`, if there)")
+    parser.add_argument(
+        "--depth",
+        help="depth model (folder, zip or file) or none (default: that of params.yaml, `depth_model`, if there)",
+    )
     parser.add_argument("--fps", type=_positive(float), help="of the film (default: the video's, 10 for pictures)")
     parser.add_argument("--batch-size", type=_positive(int), help="pictures at once (default: evaluate.batch_size)")
     parser.add_argument(

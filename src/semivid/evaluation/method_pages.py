@@ -132,9 +132,9 @@ def _differing(cells: pd.DataFrame, key: str) -> str:
 
 
 def write_method_table(
-    target: Path, title: str, rows: Sequence[str], labels: Sequence[int], seeds: Sequence[int], share: bool = False
+    name: str, title: str, rows: Sequence[str], labels: Sequence[int], seeds: Sequence[int], share: bool = False
 ) -> None:
-    """``results/methods/ROW-LABELS-SEED.json`` to ``<target>.csv`` and ``<target>.md``, each written atomically.
+    """``results/methods/ROW-LABELS-SEED.json`` to ``results/NAME.csv`` and ``results/NAME.md``, each written atomically.
 
     share: with the share of labelled frames, where the protocol tells it.
     Raises UserError as `read_method_runs` and `method_cells` do.
@@ -143,5 +143,5 @@ def write_method_table(
     runs = read_method_runs(Path("results/methods") / f"{row}-{n}-{seed}.json" for row, n, seed in names)
     cells = method_cells(runs, rows, labels, seeds)
     cells = with_labelled_share(cells) if share else cells
-    write_text(target.with_suffix(".csv"), methods_csv(cells))
-    write_text(target.with_suffix(".md"), methods_markdown(title, cells))
+    write_text(f"results/{name}.csv", methods_csv(cells))
+    write_text(f"results/{name}.md", methods_markdown(title, cells))

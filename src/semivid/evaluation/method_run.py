@@ -29,7 +29,9 @@ def evaluate_run(stage: Stage, load: Callable[[int, Runtime], Predict]) -> None:
     runtime = Runtime(p.evaluate.threads, p.train.precision)
     classes, index = read_classes(PREPARED / "classes.json"), read_index(PREPARED / "index.csv")
     predict = load(len(classes.names), runtime)
-    found = score_video(predict, index.select(p.evaluate.split), FlowStore(Path("data/flow")), classes, p.evaluate, runtime)
+    found = score_video(
+        predict, index.select(p.evaluate.split), FlowStore(Path("data/flow")), classes, p.evaluate, runtime
+    )
     cost = json.loads(Path(f"costs/{stage.run}.json").read_text(encoding="utf-8"))
     method, _, selection = args.row.partition("-")
     result = {

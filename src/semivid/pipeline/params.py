@@ -642,8 +642,8 @@ class Params(Block):
         for key, of in (("labels", self.table3.labels), ("seeds", self.table3.seeds)):
             values = getattr(compare, key)
             if repeated(values) or not set(values) <= set(of):
-                wrong.append(f"`compare.{key}` {values}: each once, and all among `table3.{key}` {of}, whose supervised "
-                             "runs are compared with")  # fmt: skip
+                why = "whose supervised runs the others are compared with"
+                wrong.append(f"`compare.{key}` {values}: each once, and all among `table3.{key}` {of}, {why}")
         trained = {f"{self.table3.method}-{selection}" for selection in self.table3.rows}
         expected = []
         for name, family in compare.families.items():
@@ -656,21 +656,27 @@ class Params(Block):
                     wrong.append(f"`methods.{method}.frames` video needs `disparity.frames: all`")
             for selection in family.selections:
                 if selection not in self.table3.rows:
-                    wrong.append(f"`compare.{name}.selections`: {selection} is none of `table3.rows` {self.table3.rows}")
+                    wrong.append(
+                        f"`compare.{name}.selections`: {selection} is none of `table3.rows` {self.table3.rows}"
+                    )
         if any(family.methods for name, family in compare.families.items() if name.startswith("transfer")):
             wrong += self._faults_of_the_transfer()
         supervised = [row for row in compare.rows if row in trained]
         if sorted(compare.rows) != sorted(expected + supervised) or repeated(compare.rows):
-            missing, odd = sorted(set(expected) - set(compare.rows)), sorted(set(compare.rows) - set(expected) - trained)
+            missing, odd = (
+                sorted(set(expected) - set(compare.rows)),
+                sorted(set(compare.rows) - set(expected) - trained),
+            )
             what = f"lacks {', '.join(missing)}" if missing else f"lists {', '.join(odd)}, which no family trains"
             wrong.append(f"`compare.rows` {what if missing or odd else 'lists a row twice'}")
         for name in ("methods_table", "table1", "table2"):
             rows = getattr(self, name).rows
             odd = [row for row in rows if row not in compare.rows]
             if odd or repeated(rows):
-                wrong.append(f"`{name}.rows`: {', '.join(odd) or 'a row'} {'not in `compare.rows`' if odd else 'twice'}")
+                wrong.append(
+                    f"`{name}.rows`: {', '.join(odd) or 'a row'} {'not in `compare.rows`' if odd else 'twice'}"
+                )
         return wrong
-
 
     def _faults_of_the_transfer(self) -> list[str]:
         """Why a depth model's weights would not fit the network."""
@@ -681,7 +687,10 @@ class Params(Block):
         return [
             f"`network.{key}` {ours[name]} and `depth_network.{key}` {theirs[name]} differ; methods that start from "
             "depth need equal ones"
-            for key, name in (*((k, k) for k in ("encoder", "dilated", "channels", "batch_norm")), ("aspp_rates", "aspp"))
+            for key, name in (
+                *((k, k) for k in ("encoder", "dilated", "channels", "batch_norm")),
+                ("aspp_rates", "aspp"),
+            )
             if ours[name] != theirs[name]
         ]
 
