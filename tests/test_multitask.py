@@ -13,7 +13,7 @@ from semivid.depth.losses import monodepth_loss
 from semivid.errors import UserError
 from semivid.models.multitask import Gate, build_multitask_net
 from semivid.models.multitask_losses import multitask_losses, segmentation_loss
-from semivid.pipeline.params import Multitask, MultitaskLosses, Transfer
+from semivid.pipeline.params import Multitask, Transfer
 
 LITE = "tf_efficientnet_lite0"
 SMALL = {"channels": (4, 5, 6, 7, 8), "aspp": (), "pose_encoder": LITE}
@@ -278,7 +278,6 @@ def test_steps_one_after_the_other_give_the_gradient_of_the_sum():
 
 
 BLOCK = {
-    "architecture": "multitask",
     "encoder": LITE,
     "weights": "none",
     "dilated": False,
@@ -292,7 +291,7 @@ BLOCK = {
 }
 
 
-def test_options_reach_the_network_and_the_losses():
+def test_options_reach_the_network():
     net = build_multitask_net(3, **Multitask(**BLOCK).arguments())
     assert (net.mtl_decoder.exchange, net.mtl_decoder.final) == (3, 1)
     assert net.mtl_decoder.seg_dec.channels == net.mtl_decoder.depth_dec.channels == (4, 5, 6, 7, 8)
@@ -300,25 +299,15 @@ def test_options_reach_the_network_and_the_losses():
     for decoder in (net.mtl_decoder.depth_dec, net.mtl_decoder.seg_dec):
         assert [conv[0].dilation[0] for conv in decoder.decoder[0].convs[1:3]] == [1, 2]
         assert any("block.1.weight" in key for key in decoder.state_dict())
-    weights = {"depth_weight": 2.0, "segmentation_weight": 0.5, "feature_weight": 0.0}
-    options = MultitaskLosses(**weights, automask=False, min_depth=0.1, max_depth=100.0).model_dump()
-    net.eval()
-    with torch.no_grad():
-        scaled = multitask_losses(outputs(net), FRAMES, K, LABELS.clamp(max=2), **options)
-        plain = multitask_losses(outputs(net), FRAMES, K, LABELS.clamp(max=2), automask=False)
-    ratios = {name: float(scaled[name] / plain[name]) for name in plain}
-    assert ratios == pytest.approx({"depth": 2, "segmentation": 0.5})
 
 
 def test_wrong_options():
-    losses = dict.fromkeys(MultitaskLosses.model_fields, 1.0) | {"automask": True}
     start = {"source": "models/depth_finetune", "encoder": False, "decoder": False}
     for block, wrong, message in (
         (Multitask, BLOCK | {"final_layer": 6}, "final_layer 6 must lie beyond distillation_layer 6"),
         (Multitask, BLOCK | {"encoder": "resnet18", "dilated": True}, "cannot be dilated"),
         (Multitask, BLOCK | {"pose_encoder": "resnet18", "pose_weights": "package"}, "pose_weights: the package"),
         (Transfer, start, "both false"),
-        (MultitaskLosses, losses, "min_depth 1.0 must be smaller"),
     ):
         with pytest.raises(ValueError, match=message):
             block(**wrong)

@@ -8,7 +8,7 @@ import numpy as np
 
 from semivid.data.index import VOID, Frame, Index
 from semivid.data.store import FrameStore
-from semivid.data.streams import Sample, UnlabelledSamples
+from semivid.data.streams import Sample, UnlabelledSamples, Window
 from semivid.errors import UserError
 
 
@@ -39,7 +39,10 @@ class MixSamples(UnlabelledSamples):
         self.labelled = None if labelled is None else frozenset(labelled)
 
     def __call__(self, frame: Frame, rng: np.random.Generator) -> Sample:
-        window = self.window(frame, rng)
+        return self.sample(frame, self.window(frame, rng))
+
+    def sample(self, frame: Frame, window: Window) -> Sample:
+        """What the frame shows in that window."""
         sample = {"image": self.picture(frame, window)}
         if self.disparity:
             sample["disparity"] = np.ascontiguousarray(window(self.store.disparity(frame)))

@@ -35,9 +35,20 @@ class PseudoLabelMethod(Method):
     The weights of a run, and what is evaluated, are the student's.
     """
 
-    def __init__(self, student: nn.Module, options: PseudoLabel, train: Train, runtime: Runtime, seed: int) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        options: PseudoLabel,
+        train: Train,
+        runtime: Runtime,
+        seed: int,
+        averaged: nn.Module | None = None,
+        groups: list[dict] | None = None,
+    ) -> None:
         """`student` as it is to start, transferred weights included: the teacher begins as its copy.
 
+        averaged: the part of the student that makes labels, where that is not all of it; the teacher is a copy of
+        this. groups: of the optimiser, where the student has others than encoder and the rest.
         Raises UserError for a batch of one frame, which has no partner to be mixed with.
         """
         super().__init__()
@@ -45,9 +56,9 @@ class PseudoLabelMethod(Method):
             raise UserError(
                 f"params.yaml: `train.batch_size` 1 leaves mask {options.mask} nothing to mix; raise it to 2"
             )
-        self.student, self.teacher = student, Teacher(student)
+        self.student, self.teacher = student, Teacher(student if averaged is None else averaged)
         self.options, self.iterations, self.runtime, self.seed = options, train.iterations, runtime, seed
-        groups = student.parameter_groups(options.encoder_lr, options.lr)
+        groups = groups or student.parameter_groups(options.encoder_lr, options.lr)
         self.optimizer = build_optimizer(options.optimizer, groups, options.weight_decay)
         self.optimizers = [self.optimizer]
 
@@ -62,17 +73,29 @@ class PseudoLabelMethod(Method):
         supervised.backward()  # two backward passes, so that only one graph is held at a time; gradients add up
         del logits
 
-        mixed, labels, weight = self.mixed(unlabelled, step)
-        o = self.options
-        seen = strong_augment(as_float(mixed), self.seed, step, o.jitter, o.jitter_strength, o.blur)
-        # One weight for the whole batch, not a threshold per pixel: the confident share scales the loss of all pixels.
-        loss = o.consistency_weight * cross_entropy(self._logits(self.student, seen), labels, weight)
+        loss, weight = self.pseudo_label_loss(unlabelled, step)
         loss.backward()
 
-        clip_gradients(self.student, o.clip)
-        self.optimizer.step()
-        self.teacher.update(self.student, step + 1, o.ema_decay)
+        self.update(step)
         return {"cross_entropy": supervised.detach(), "pseudo_label": loss.detach(), "confident": weight}
+
+    def pseudo_label_loss(self, unlabelled: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
+        """(loss with its gradient, confident share) of the student on the mixed and augmented batch; scalars."""
+        o = self.options
+        mixed, labels, weight = self.mixed(unlabelled, step)
+        seen = strong_augment(as_float(mixed), self.seed, step, o.jitter, o.jitter_strength, o.blur)
+        # One weight for the whole batch, not a threshold per pixel: the confident share scales the loss of all pixels.
+        return o.consistency_weight * cross_entropy(self.mixed_logits(seen, unlabelled), labels, weight), weight
+
+    def mixed_logits(self, seen: Tensor, unlabelled: dict[str, Tensor]) -> Tensor:
+        """The student's logits float32 (B, C, H, W) of mixed frames as it sees them, float (B, 3, H, W)."""
+        return self._logits(self.student, seen)
+
+    def update(self, step: int) -> None:
+        """Clip the gradients, step, and let the teacher follow."""
+        clip_gradients(self.student, self.options.clip)
+        self.optimizer.step()
+        self.teacher.update(self.student, step + 1, self.options.ema_decay)
 
     @torch.no_grad()
     def mixed(self, unlabelled: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -291,7 +291,6 @@ class FCN8s(Block):
 class Multitask(DepthNetwork):
     """The multi-task network of Three Ways: segmentation and depth that hand features to each other."""
 
-    architecture: Literal["multitask"]
     distillation_layer: Annotated[int, Field(strict=True, ge=5, le=8)]
     final_layer: Annotated[int, Field(strict=True, ge=6, le=9)]
 
@@ -307,23 +306,6 @@ class Multitask(DepthNetwork):
         """Keyword arguments of `semivid.models.multitask.build_multitask_net`."""
         layers = {"distillation_layer": self.distillation_layer, "final_layer": self.final_layer}
         return super().arguments() | layers
-
-
-class MultitaskLosses(Block):
-    """Keyword arguments of `semivid.models.multitask_losses.multitask_losses`."""
-
-    depth_weight: Annotated[Number, Field(ge=0)]
-    segmentation_weight: Annotated[Number, Field(ge=0)]
-    feature_weight: Annotated[Number, Field(ge=0)]
-    automask: Switch
-    min_depth: PositiveNumber
-    max_depth: PositiveNumber
-
-    @model_validator(mode="after")
-    def _depths_in_order(self) -> MultitaskLosses:
-        if self.min_depth >= self.max_depth:
-            raise ValueError(f"min_depth {self.min_depth} must be smaller than max_depth {self.max_depth}")
-        return self
 
 
 class Transfer(Block):
@@ -444,7 +426,32 @@ class PseudoLabel(Optimisation):
         return self.mask in ("depthmix", "depth", "depthhist")
 
 
-Method = Annotated[Supervised | PseudoLabel, Field(discriminator="method")]
+class MultitaskMethod(PseudoLabel):
+    """Segmentation and depth from one network: pseudo labels on frames mixed by its own disparity."""
+
+    method: Literal["multitask"]
+    pose_lr: PositiveNumber
+    depth_weight: PositiveNumber
+    segmentation_weight: PositiveNumber
+    min_depth: PositiveNumber
+    max_depth: PositiveNumber
+    auto_mask: Switch
+    intrinsics: Literal["correct", "reference"]
+    mixed_pass: Literal["full", "segmentation"]
+
+    @model_validator(mode="after")
+    def _depths_in_order(self) -> MultitaskMethod:
+        if self.min_depth >= self.max_depth:
+            raise ValueError(f"min_depth {self.min_depth} must be smaller than max_depth {self.max_depth}")
+        return self
+
+    def losses(self) -> dict[str, Any]:
+        """Keyword arguments of `semivid.models.multitask_losses.multitask_losses`."""
+        weights = {"depth_weight": self.depth_weight, "segmentation_weight": self.segmentation_weight}
+        return weights | {"automask": self.auto_mask, "min_depth": self.min_depth, "max_depth": self.max_depth}
+
+
+Method = Annotated[Supervised | PseudoLabel | MultitaskMethod, Field(discriminator="method")]
 
 
 class Methods(Block):

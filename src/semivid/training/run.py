@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from semivid.data.index import Classes, Frame, Index, read_classes, read_index
 from semivid.data.store import FrameStore
-from semivid.data.streams import LabelledSamples, Stream, check_crop
+from semivid.data.streams import LabelledSamples, Sample, Stream, check_crop
 from semivid.errors import UserError
 from semivid.evaluation.confusion import scores
 from semivid.evaluation.inference import split_confusion
@@ -70,12 +71,16 @@ def train(
     streams: Sequence[Stream] = (),
     inputs: Sequence[Path] = (),
     start: Callable[[nn.Module], object] | None = None,
+    network: Callable[[int], nn.Module] | None = None,
+    labelled_samples: Callable[[Frame, np.random.Generator], Sample] | None = None,
 ) -> None:
     """Train the network of params.yaml and write ``models/RUN.safetensors``, ``runs/RUN`` and ``costs/RUN.json``.
 
     labelled: frames of the stream ``labelled``. build: the method around a fresh network. streams: what else the
     method reads. inputs: files and folders besides the prepared frames that the result depends on. start: fills the
-    fresh network with other weights, whose file is one of the inputs then.
+    fresh network with other weights, whose file is one of the inputs then. network: the student of so many classes,
+    where it is not that of the block `network`. labelled_samples: of the stream ``labelled``, where it needs more than
+    image and label.
     Raises UserError for a crop larger than the frames and for a diverged training.
     """
     seed, options = stage.args.seed, stage.params.train
@@ -84,11 +89,12 @@ def train(
     log.info("%s on %d labelled frames", stage.args.method, len(labelled))
 
     torch.manual_seed(torch_seed(seed, "network"))
-    student = build_network(len(data.classes.names), stage.params.network)
+    count = len(data.classes.names)
+    student = network(count) if network else build_network(count, stage.params.network)
     if start:
         start(student)
     method = build(student, runtime)
-    samples = LabelledSamples(data.store, options.crop, options.flip, options.scale)
+    samples = labelled_samples or LabelledSamples(data.store, options.crop, options.flip, options.scale)
     held_out = data.index.select("val", labelled=True)
 
     def evaluate(method: Method) -> dict[str, float]:
@@ -104,7 +110,7 @@ def train(
         seed=seed,
         runtime=runtime,
         work=stage.work,
-        key=fingerprint(stage.settings, [PREPARED, *inputs]),
+        key=fingerprint(stage.settings, [PREPARED, *inputs, *([start] if start else [])]),
         title=stage.name,
         workers=runtime.loaders(stage.workers),
         evaluate=evaluate if held_out else None,
