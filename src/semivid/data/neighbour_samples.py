@@ -39,8 +39,8 @@ def check_video(index: Index, frames: Sequence[Frame], cameras: Collection[str])
     alone = [f.frame for f in frames if not all(index.neighbour(f, offset) for offset in NEIGHBOURS)]
     if alone:
         raise UserError(
-            f"{len(alone)} of {len(frames)} frames lack a neighbour in time ({_some(alone)}), but learning depth beside "
-            "segmentation needs both; give the videos that they are from (`data.frames`), or select other frames"
+            f"{len(alone)} of {len(frames)} frames lack a neighbour in time ({_some(alone)}), but learning depth "
+            "beside segmentation needs both; give the videos that they are from (`data.frames`), or select other frames"
         )
     without = [f.frame for f in frames if f.camera not in cameras]
     if without:
