@@ -253,7 +253,7 @@ def test_a_step_is_what_the_paper_says(double, changes, parts):
         assert min(row["norm"] for row in expected) > 2 * changes["clip"], "the limit never acts"
 
 
-def test_weights_between_the_groups_are_not_shared():
+def test_each_group_has_a_rate_of_its_own():
     """The pose network has a rate of its own, and all follow the schedule."""
     net = network()
     method = method_of(net, encoder_lr=2e-3, lr=3e-2, pose_lr=1e-6, schedule="step", milestones=[4])
@@ -577,6 +577,36 @@ def test_the_stage_trains_from_depth(checkout):
     metrics = json.loads(Path("runs/pad-random-2-7/metrics.json").read_text())
     assert {"cross_entropy", "depth", "unlabelled_depth", "pseudo_label", "confident", "val_miou"} <= metrics.keys()
     assert not Path(".work/train_multitask@pad-random-2-7").exists()
+
+
+@pytest.mark.parametrize("truth", [False, True])
+def test_the_stage_shows_the_masks_of_the_labelled_frames_alone(checkout, monkeypatch, truth):
+    given = {}
+
+    def record(stage, data, labelled, build, streams, inputs, **more):
+        given.update(more, labelled=labelled, streams=streams, inputs=inputs)
+
+    monkeypatch.setattr("train_multitask.train", record)
+    train_multitask(stage_of(**(WITH_TRUTH if truth else {})))
+    assert [f.frame for f in given["labelled"]] == ["train0_01", "train1_02"]
+    (stream,) = given["streams"]
+    known = {"train0_01", "train1_02"} if truth else set()
+    assert {f.frame for f in stream.frames} == known | {"train0_02", "train1_01"}  # those with both neighbours
+    rng = np.random.default_rng(0)
+    for frame in stream.frames:
+        sample = stream._sample(frame, rng)
+        assert ("label" in sample) == truth
+        assert not truth or bool(sample["labelled"]) == (frame.frame in known)
+    assert all(given["labelled_samples"](f, rng)["labelled"] for f in given["labelled"])
+    assert given["inputs"] == [Path("splits/selected/random-7.txt")]
+
+
+def test_a_run_from_another_depth_model_is_another_run(checkout, monkeypatch):
+    seen = []
+    monkeypatch.setattr("semivid.training.run.fingerprint", lambda settings, inputs: seen.extend(inputs) or "key")
+    monkeypatch.setattr("semivid.training.run.fit", lambda *args, **options: [{"step": 1, "depth": 0.5}])
+    train_multitask(stage_of())
+    assert {Path("models/depth_finetune"), Path("splits/selected/random-7.txt"), Path("data/prepared")} == set(seen)
 
 
 def test_labelled_frames_without_video_are_one_line(checkout):
