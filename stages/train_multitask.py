@@ -9,6 +9,7 @@ from semivid.data.store import FrameStore
 from semivid.data.streams import Stream
 from semivid.methods.multitask import build
 from semivid.models.multitask import build_multitask_net
+from semivid.models.transfer import transfer_depth
 from semivid.pipeline.stage import Stage, run_stage
 from semivid.training.run import PREPARED, labelled_frames, read_prepared, train
 
@@ -17,6 +18,7 @@ def main(stage: Stage) -> None:
     args, options, network = stage.args, stage.params.train, stage.params.multitask_network
     method = getattr(stage.params.methods, args.method)
     selection = Path(f"splits/selected/{args.selection}-{args.seed}.txt")
+    depth = Path(stage.params.depth_model)
     data, cameras = read_prepared(FrameStore()), read_cameras(PREPARED / "cameras.json")
     labelled = labelled_frames(data, selection, args.labels)
     unlabelled = frames_with_neighbours(data.index, frames_to_mix(data.index, labelled, method.frames))
@@ -35,16 +37,16 @@ def main(stage: Stage) -> None:
         labelled,
         lambda student, runtime: build(student, method, options, runtime, args.seed),
         [Stream("unlabelled", unlabelled, options.batch_size, args.seed, samples)],
-        [selection],
+        [selection, depth],
+        lambda student: transfer_depth(student, depth),
         network=lambda classes: build_multitask_net(classes, **network.arguments()),
         labelled_samples=truth,
-        start=Path("models/depth_finetune"),
     )
 
 
 if __name__ == "__main__":
     run_stage(
         main,
-        ["frames.size", "multitask_network", "train", "methods.{method}"],
+        ["depth_model", "frames.size", "multitask_network", "train", "methods.{method}"],
         {"method": str, "selection": str, "labels": int, "seed": int},
     )

@@ -134,7 +134,7 @@ def _differing(cells: pd.DataFrame, key: str) -> str:
 def write_method_table(
     name: str, title: str, rows: Sequence[str], labels: Sequence[int], seeds: Sequence[int], share: bool = False
 ) -> None:
-    """``results/methods/ROW-LABELS-SEED.json`` to ``results/NAME.csv`` and ``results/NAME.md``, each written atomically.
+    """``results/methods/ROW-LABELS-SEED.json`` to ``results/NAME.csv`` and ``.md``, each written atomically.
 
     share: with the share of labelled frames, where the protocol tells it.
     Raises UserError as `read_method_runs` and `method_cells` do.

@@ -12,17 +12,20 @@ from semivid.evaluation.trained import Predict, protocol
 from semivid.evaluation.video_scores import score_video
 from semivid.flow.store import FlowStore
 from semivid.pipeline.artifacts import write_json
+from semivid.pipeline.params import Block
 from semivid.pipeline.stage import Stage
 from semivid.training.runtime import Runtime
 
 PREPARED = Path("data/prepared")
 
 
-def evaluate_run(stage: Stage, load: Callable[[int, Runtime], Predict]) -> None:
+def evaluate_run(
+    stage: Stage, method: str, selection: str, network: Block, load: Callable[[int, Runtime], Predict]
+) -> None:
     """Write ``results/methods/RUN.json``: scores as fractions, agreement along the flow, hours of the training.
 
-    load: the run's network, from the number of classes. Hours are those of the processor if the training ran on it,
-    else those that it held the GPU.
+    network: its block of params.yaml. load: the trained one, from the number of classes. Hours are those of the
+    processor if the training ran on it, else those that it held the GPU.
     Raises UserError if no frame of `evaluate.split` has a mask.
     """
     args, p = stage.args, stage.params
@@ -33,7 +36,6 @@ def evaluate_run(stage: Stage, load: Callable[[int, Runtime], Predict]) -> None:
         predict, index.select(p.evaluate.split), FlowStore(Path("data/flow")), classes, p.evaluate, runtime
     )
     cost = json.loads(Path(f"costs/{stage.run}.json").read_text(encoding="utf-8"))
-    method, _, selection = args.row.partition("-")
     result = {
         "method": method,
         "selection": selection,
@@ -46,6 +48,6 @@ def evaluate_run(stage: Stage, load: Callable[[int, Runtime], Predict]) -> None:
         "temporal_pairs": found.pairs,
         "device": cost["device"],
         "hours": cost["cpu_seconds" if cost["device"] == "cpu" else "seconds"] / 3600,
-        "protocol": protocol(p, found.frames) | {"n_train_frames": len(index.select("train", labelled=True))},
+        "protocol": protocol(p, found.frames, network) | {"n_train_frames": len(index.select("train", labelled=True))},
     }
     write_json(f"results/methods/{stage.run}.json", result)

@@ -14,7 +14,7 @@ from semivid.errors import UserError
 from semivid.evaluation.inference import flip_averaged
 from semivid.models.build import build_network
 from semivid.models.checkpoints import load_strictly, read_state
-from semivid.pipeline.params import Params, read_params
+from semivid.pipeline.params import Block, Params, read_params
 from semivid.training.runtime import Runtime
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
@@ -26,7 +26,11 @@ def trained_network(run: str, num_classes: int, options, runtime: Runtime, flip:
     options: the block `network`. flip: logits averaged with those of the mirrored frame.
     Raises UserError if the file is missing or belongs to another network.
     """
-    network = build_network(num_classes, options, trained=True)
+    return with_weights(build_network(num_classes, options, trained=True), run, runtime, flip)
+
+
+def with_weights(network: torch.nn.Module, run: str, runtime: Runtime, flip: bool = False) -> Predict:
+    """The same for a network at hand. Raises UserError as `trained_network` does."""
     weights = Path(f"models/{run}.safetensors")
     load_strictly(network, read_state(weights), str(weights))
     runtime.place(network).eval()
@@ -67,13 +71,16 @@ def open_run(run: str, flip: bool = False, store: FrameStore | None = None) -> O
     )
 
 
-def protocol(params, frames: int) -> dict[str, str | int]:
-    """How numbers were made; runs that differ in it never share a table. params: data.name, frames.size, network,
-    train, evaluate; frames: how many were evaluated."""
-    network, train, evaluate = params.network, params.train, params.evaluate
+def protocol(params, frames: int, network: Block | None = None) -> dict[str, str | int]:
+    """How numbers were made; runs that differ in it never share a table.
+
+    params: data.name, frames.size, network, train, evaluate. frames: how many were evaluated. network: its block, if
+    not `network`.
+    """
+    network, train, evaluate = network or params.network, params.train, params.evaluate
     return {
         "data": params.data.name,
-        "network": network.encoder if network.architecture == "encoder_decoder" else network.architecture,
+        "network": network.title,
         "encoder_weights": Path(network.weights).name,
         "size": "x".join(map(str, params.frames.size)),
         "crop": "x".join(map(str, train.crop)),

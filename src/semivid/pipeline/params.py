@@ -266,6 +266,11 @@ class EncoderDecoder(Backbone):
             raise ValueError(f"layers {self.layers}: each once, and one of them 5 or more (the decoder's)")
         return self
 
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return self.encoder
+
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `semivid.models.encoder_decoder.build_segmentation_net`."""
         head = {"layers": self.layers, "output_stride": self.output_stride, "head_inter": self.head_inter}
@@ -279,6 +284,7 @@ class FCN8s(Block):
     weights: Text
     input: Literal["imagenet", "reference"]
 
+    title: ClassVar[str] = "fcn8s"
     encoder: ClassVar[str] = "vgg16"
     stride: ClassVar[int] = 0  # padded by 100 pixels, it takes any size
     aspp_rates: ClassVar[list[int]] = []
@@ -301,6 +307,11 @@ class Multitask(DepthNetwork):
                 f"final_layer {self.final_layer} must lie beyond distillation_layer {self.distillation_layer}"
             )
         return self
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return f"multitask {self.encoder}"
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of `semivid.models.multitask.build_multitask_net`."""
@@ -532,6 +543,7 @@ class Compare(Block):
     transfer_mix: Family
     transfer_mix_depth: Family
     flow: Family
+    multitask: Family
 
     @property
     def families(self) -> dict[str, Family]:
@@ -588,6 +600,7 @@ class Params(Block):
     table3: Table3
     flow_table: FlowTable
     transfer: Transfer
+    multitask_network: Multitask
     compare: Compare
     methods_table: MethodRows
     table1: MethodRows
@@ -654,7 +667,7 @@ class Params(Block):
         trained = {f"{self.table3.method}-{selection}" for selection in self.table3.rows}
         expected = []
         for name, family in compare.families.items():
-            expected += family.rows
+            expected += family.rows if name != "multitask" else []
             for method in family.methods:
                 block = getattr(self.methods, method, None)
                 if fault := _unfit(name, block):
@@ -668,6 +681,10 @@ class Params(Block):
                     )
         if any(family.methods for name, family in compare.families.items() if name.startswith("transfer")):
             wrong += self._faults_of_the_transfer()
+        if compare.multitask.methods and (
+            fault := _differ("multitask_network", self.multitask_network, self.depth_network)
+        ):
+            wrong.append(fault)
         supervised = [row for row in compare.rows if row in trained]
         if sorted(compare.rows) != sorted(expected + supervised) or repeated(compare.rows):
             missing, odd = (
@@ -678,7 +695,7 @@ class Params(Block):
             wrong.append(f"`compare.rows` {what if missing or odd else 'lists a row twice'}")
         for name in ("methods_table", "table1", "table2"):
             rows = getattr(self, name).rows
-            odd = [row for row in rows if row not in compare.rows]
+            odd = [row for row in rows if row not in compare.rows + compare.multitask.rows]
             if odd or repeated(rows):
                 wrong.append(
                     f"`{name}.rows`: {', '.join(odd) or 'a row'} {'not in `compare.rows`' if odd else 'twice'}"
@@ -702,6 +719,21 @@ class Params(Block):
         ]
 
 
+def _differ(name: str, network: Backbone, depth: Backbone) -> str:
+    """Why weights of a depth model do not fit a network that starts from them; empty if they do."""
+    keys = [
+        k
+        for k in ("encoder", "dilated", "channels", "batch_norm", "aspp_rates")
+        if getattr(network, k) != getattr(depth, k)
+    ]
+    if not keys:
+        return ""
+    return (
+        f"`{name}` and `depth_network` differ in {', '.join(keys)}; methods that start from depth need them equal "
+        "(or leave their families in `compare` empty)"
+    )
+
+
 def repeated(values: list) -> bool:
     """Whether a list holds a value twice."""
     return len(set(values)) < len(values)
@@ -713,9 +745,11 @@ def _unfit(family: str, block: Block | None) -> str:
         return "has no block in `methods`"
     if family == "flow":
         return "" if isinstance(block, FlowConsistency) else "is not flow_consistency"
+    if family == "multitask" or isinstance(block, MultitaskMethod):
+        return "" if family == "multitask" and isinstance(block, MultitaskMethod) else "is trained by another family"
     labels_alone = family in ("transfer", "transfer_plain")
     if labels_alone or not isinstance(block, PseudoLabel):
-        return "" if labels_alone and isinstance(block, Supervised) else "is trained by another family of stages"
+        return "" if labels_alone and isinstance(block, Supervised) else "is trained by another family"
     wants, has = block.disparity, family.endswith("_depth")
     return "" if wants == has else f"reads {'disparities' if wants else 'no disparity'}; another family trains it"
 
@@ -799,7 +833,7 @@ def _explain(error: ValidationError, path: Path) -> list[str]:
             hint = _did_you_mean(place[-1], getattr(block, "model_fields", {}))
             lines.append(f"{path}: unknown key `{key}`{hint}")
         elif e["type"] in ("missing", "union_tag_not_found"):
-            key += f".{_chooser(e)}" * (e["type"] != "missing")
+            key += "" if e["type"] == "missing" else f".{_chooser(e)}"
             lines.append(f"{path}: key `{key}` is missing; presets/street.yaml shows every key")
         elif e["type"] == "union_tag_invalid":
             choice = e["ctx"]["expected_tags"]
