@@ -23,7 +23,7 @@ def main(stage: Stage) -> None:
     labelled = labelled_frames(data, selection, args.labels)
     unlabelled = frames_with_neighbours(data.index, frames_to_mix(data.index, labelled, method.frames))
     for frames in (labelled, unlabelled):
-        check_video(data.index, frames, cameras)
+        check_video(data.index, frames, cameras, method.auto_mask)
 
     known = [f.frame for f in labelled]
     window = options.crop, options.flip, options.scale, method.intrinsics

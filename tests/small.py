@@ -49,6 +49,7 @@ _VALUES = {
     },
     "flow_table": {"percents": [100, 50], "seeds": [7, 25]},
     "compare": {"labels": [4], "seeds": [7]},
+    "multitask_network": _NETWORK | {"pose_encoder": "tf_efficientnet_lite0", "pose_weights": "none"},
 }  # fmt: skip
 
 
@@ -121,7 +122,8 @@ def with_random_alone(params: dict) -> dict:
     for family in families:
         family["selections"] = ["random"]
     methods = ["supervised", *(name for family in families for name in family["methods"])]
-    params["compare"]["rows"] = [f"{name}-random" for name in methods]
+    rows = [f"{name}-random" for name in methods]
+    params["compare"]["rows"] = [row for row in rows if not row.startswith("multitask")]
     for table in ("methods_table", "table1", "table2"):
-        params[table]["rows"] = params["compare"]["rows"]
+        params[table]["rows"] = rows
     return params

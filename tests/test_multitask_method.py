@@ -523,7 +523,10 @@ def test_which_frames_can_be_in_a_stream(tmp_path):
     assert [f.frame for f in frames_with_neighbours(index, labelled)] == ["train0_01", "train0_02"]
     check_video(index, frames_with_neighbours(index, train), {"cam"})
     with pytest.raises(UserError, match=r"2 of 3 frames lack a neighbour in time \(train0_00, train0_03\)"):
-        check_video(index, [train[0], train[1], train[3]], {"cam"})
+        check_video(index, [train[0], train[1], train[3]], {"cam"}, auto_mask=False)
+    check_video(index, [train[0], train[1], train[3]], {"cam"})
+    with pytest.raises(UserError, match="2 of 2 frames lack a neighbour"):
+        check_video(index, [train[0], train[3]], {"cam"})
     with pytest.raises(UserError, match=r"1 of 1 frames have no camera \(train0_01\); set `data\.camera`"):
         check_video(index, [train[1]], {"another"})
     photographs = Index([f for f in index.frames if f.position % 2 == 0])
@@ -552,6 +555,7 @@ def checkout(tmp_path, monkeypatch):
 
 def stage_of(labels=2, train=None, **changes):
     params = {
+        "depth_model": "models/depth_finetune",
         "frames.size": (64, 32),
         "multitask_network": Multitask(**NETWORK),
         "train": train or training(),
@@ -583,7 +587,7 @@ def test_the_stage_trains_from_depth(checkout):
 def test_the_stage_shows_the_masks_of_the_labelled_frames_alone(checkout, monkeypatch, truth):
     given = {}
 
-    def record(stage, data, labelled, build, streams, inputs, **more):
+    def record(stage, data, labelled, build, streams, inputs, start, **more):
         given.update(more, labelled=labelled, streams=streams, inputs=inputs)
 
     monkeypatch.setattr("train_multitask.train", record)
@@ -598,7 +602,7 @@ def test_the_stage_shows_the_masks_of_the_labelled_frames_alone(checkout, monkey
         assert ("label" in sample) == truth
         assert not truth or bool(sample["labelled"]) == (frame.frame in known)
     assert all(given["labelled_samples"](f, rng)["labelled"] for f in given["labelled"])
-    assert given["inputs"] == [Path("splits/selected/random-7.txt")]
+    assert given["inputs"] == [Path("splits/selected/random-7.txt"), Path("models/depth_finetune")]
 
 
 def test_a_run_from_another_depth_model_is_another_run(checkout, monkeypatch):
@@ -609,9 +613,29 @@ def test_a_run_from_another_depth_model_is_another_run(checkout, monkeypatch):
     assert {Path("models/depth_finetune"), Path("splits/selected/random-7.txt"), Path("data/prepared")} == set(seen)
 
 
+def test_a_frame_without_a_neighbour_teaches_no_depth(checkout):
+    """Its own picture stands for the neighbour: the auto-mask takes that for a camera at rest."""
+    index, _ = checkout
+    samples = NeighbourSamples(index, FrameStore(), read_cameras(Path("data/prepared/cameras.json")), (64, 32), 0.0)
+    first = samples(index.by_name["train0_00"], generator(0, "a"))
+    assert (first["neighbours"][0] == first["image"]).all() and (first["neighbours"][1] != first["image"]).any()
+    frames = {0: first["image"], -1: first["neighbours"][0], 1: first["neighbours"][1]}
+    frames = {o: torch.from_numpy(f).float()[None] / 255 for o, f in frames.items()}
+    disp = {s: rand(1, 1, 32 >> s, 64 >> s, seed=s).requires_grad_() for s in range(4)}
+    pose = {o: torch.eye(4)[None] for o in (-1, 1)}
+    k = torch.from_numpy(first["k"])[None]
+    with_mask, without = (
+        monodepth_loss(disp, frames[0], {o: frames[o] for o in (-1, 1)}, pose, k, automask)["loss/0"]
+        for automask in (True, False)
+    )
+    smoothness = 1e-3  # all that is left; the photometric part has no gradient
+    grad = torch.autograd.grad(with_mask, disp[0], retain_graph=True)[0].abs().sum()
+    assert grad < smoothness < torch.autograd.grad(without, disp[0])[0].abs().sum()
+
+
 def test_labelled_frames_without_video_are_one_line(checkout):
     with pytest.raises(UserError, match=r"1 of 3 frames lack a neighbour in time \(train0_00\)") as error:
-        train_multitask(stage_of(labels=3))
+        train_multitask(stage_of(labels=3, auto_mask=False))
     assert len(str(error.value).splitlines()) == 1 and not Path("models/pad-random-3-7.safetensors").exists()
 
 

@@ -31,13 +31,15 @@ def frames_with_neighbours(index: Index, frames: Sequence[Frame]) -> list[Frame]
     return found
 
 
-def check_video(index: Index, frames: Sequence[Frame], cameras: Collection[str]) -> None:
-    """Raise UserError unless every frame has both neighbours in time and one of `cameras`.
+def check_video(index: Index, frames: Sequence[Frame], cameras: Collection[str], auto_mask: bool = True) -> None:
+    """Raise UserError unless every frame has one of `cameras` and, without `auto_mask`, both neighbours in time.
 
-    Labelled frames are checked, not filtered: a run on fewer labels than it is called after would compare with nothing.
+    Labelled frames are checked, not filtered: a run on fewer labels than it is called after would compare with
+    nothing. In a sample the frame itself stands for a neighbour that is missing; the auto-mask takes that for a camera
+    at rest and leaves the frame out of the depth loss.
     """
     alone = [f.frame for f in frames if not all(index.neighbour(f, offset) for offset in NEIGHBOURS)]
-    if alone:
+    if len(alone) == len(frames) or (alone and not auto_mask):
         raise UserError(
             f"{len(alone)} of {len(frames)} frames lack a neighbour in time ({_some(alone)}), but learning depth "
             "beside segmentation needs both; give the videos that they are from (`data.frames`), or select other frames"
@@ -59,7 +61,7 @@ class NeighbourSamples(MixSamples):
 
     What `MixSamples` gives, without disparity, from the same window for the same random numbers, and
 
-    neighbours  uint8 (2, 3, H, W) RGB: offset, channel, row, column
+    neighbours  uint8 (2, 3, H, W) RGB: offset, channel, row, column; the frame itself where there is none
     k           float32 (3, 3): the window's intrinsics in pixels
 
     Pictures are cropped and flipped, colours are as they are (section 3: no jitter in segmentation training).
@@ -90,7 +92,7 @@ class NeighbourSamples(MixSamples):
         self.index, self.cameras, self.intrinsics = index, cameras, intrinsics
 
     def sample(self, frame: Frame, window: Window) -> Sample:
-        neighbours = [self.picture(self.index.neighbour(frame, offset), window) for offset in NEIGHBOURS]
+        neighbours = [self.picture(self.index.neighbour(frame, offset) or frame, window) for offset in NEIGHBOURS]
         camera = self.cameras[frame.camera].resized(*window.resized)
         camera = camera.window(window.x, window.y, *self.crop, window.flip, self.intrinsics)
         shown = {"neighbours": np.stack(neighbours), "k": camera.matrix().astype(np.float32)}

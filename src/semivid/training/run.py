@@ -110,7 +110,7 @@ def train(
         seed=seed,
         runtime=runtime,
         work=stage.work,
-        key=fingerprint(stage.settings, [PREPARED, *inputs, *([start] if start else [])]),
+        key=fingerprint(stage.settings, [PREPARED, *inputs]),
         title=stage.name,
         workers=runtime.loaders(stage.workers),
         evaluate=evaluate if held_out else None,
