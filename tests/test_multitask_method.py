@@ -621,7 +621,7 @@ def test_a_frame_without_a_neighbour_teaches_no_depth(checkout):
     assert (first["neighbours"][0] == first["image"]).all() and (first["neighbours"][1] != first["image"]).any()
     frames = {0: first["image"], -1: first["neighbours"][0], 1: first["neighbours"][1]}
     frames = {o: torch.from_numpy(f).float()[None] / 255 for o, f in frames.items()}
-    disp = {s: rand(1, 1, 32 >> s, 64 >> s, seed=s).requires_grad_() for s in range(4)}
+    disp = {s: rand((1, 1, 32 >> s, 64 >> s), s).requires_grad_() for s in range(4)}
     pose = {o: torch.eye(4)[None] for o in (-1, 1)}
     k = torch.from_numpy(first["k"])[None]
     with_mask, without = (
