@@ -281,6 +281,31 @@ def test_table_seeds_are_not_negative(read):
     assert any("list_seeds" in line for line in refused(read, params))
 
 
+@pytest.mark.parametrize("value", [7, {"0": 100}, {"0": 100, "100": 2500, "30000": 500}])
+def test_evaluations_come_at_one_interval_or_at_several(read, value):
+    assert read(changed("train.evaluate_every", value)).train.evaluate_every == value
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (0, "`train.evaluate_every`: Input should be greater than 0 (found 0)"),
+        ("often", "`train.evaluate_every`: Input should be a valid integer"),
+        (True, "`train.evaluate_every`: Input should be a valid integer"),
+        ({}, '`train.evaluate_every`: no interval for the first steps (key "0"); write for example {"0": 100,'),
+        ({"100": 2500}, "`train.evaluate_every`: no interval for the first steps"),
+        ({"0": 100, "soon": 5}, "`train.evaluate_every`: 'soon' is no number of steps; write for example"),
+        ({"0": 100, "-5": 5}, "'-5' is no number of steps"),
+        ({"0": 100, "00": 5}, "'00' is no number of steps"),
+        ({"0": 100, "50": 0}, "`train.evaluate_every.50`: Input should be greater than 0 (found 0)"),
+        ({0: 100}, '`train.evaluate_every.0`: must be a text (found 0); write "0" in quotes'),
+    ],
+)  # fmt: skip
+def test_intervals_of_evaluation_that_mean_nothing(read, value, told):
+    (line,) = refused(read, changed("train.evaluate_every", value))
+    assert told in line
+
+
 # ---- combinations
 
 

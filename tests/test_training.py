@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,7 +26,7 @@ from semivid.pipeline import fingerprint as fingerprints
 from semivid.pipeline.fingerprint import fingerprint
 from semivid.pipeline.params import Optimisation, Train
 from semivid.training import loop
-from semivid.training.loop import finish, fit, write_curves
+from semivid.training.loop import finish, fit, is_evaluated, write_curves
 from semivid.training.losses import cross_entropy
 from semivid.training.optim import build_optimizer, clip_gradients, rate_factor, set_rates
 from semivid.training.resume import load_resume, save_resume
@@ -33,6 +34,7 @@ from semivid.training.rng import generator, torch_seed
 from semivid.training.runtime import Runtime, as_float
 from small import small_params, write_prepared
 
+DATA = Path(__file__).parent / "data"
 ITERATIONS = 104  # two steps per line of the history, so that a stop can fall between lines
 
 
@@ -353,6 +355,22 @@ def test_history_means_losses_and_evaluates_on_time(reference):
     assert [r["step"] for r in history if "value" in r] == [*range(10, ITERATIONS, 10), ITERATIONS]
     first, last = history[0]["cross_entropy"], history[-1]["cross_entropy"]
     assert last < 0.8 * first, "the toy learns nothing: identity of results would show little"
+
+
+def test_intervals_of_evaluation_may_grow_finer():
+    """The paper's schedule; a step that is a key still belongs to the interval before."""
+    wanted = json.loads((DATA / "three_ways_mix.json").read_text())["val_steps"]
+    steps = range(1, wanted["train_iters"] + 1)
+    assert [done for done in steps if is_evaluated(done, wanted["intervals"])] == wanted["evaluated at"]
+    unsorted = {"9": 4, "0": 5, "10": 3}
+    assert [done for done in range(1, 19) if is_evaluated(done, unsorted)] == [5, 12, 15, 18]
+    assert [done for done in range(1, 9) if is_evaluated(done, 3)] == [3, 6]
+    assert not any(is_evaluated(done, 0) for done in range(1, 9))
+
+
+def test_intervals_of_evaluation_reach_the_loop(train):
+    _, history = train(iterations=17, every={"0": 3, "6": 5})
+    assert [row["step"] for row in history if "value" in row] == [3, 6, 10, 15, 17]
 
 
 def test_history_lines_are_means_of_their_steps(train):

@@ -10,7 +10,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from ruamel.yaml import YAML, YAMLError
 
 from semivid.errors import UserError, explain_yaml, shown
@@ -335,13 +344,28 @@ class Transfer(Block):
 Network = Annotated[EncoderDecoder | FCN8s, Field(discriminator="architecture")]
 
 
+def _check_steps(intervals: dict[str, int]) -> dict[str, int]:
+    wrong = [key for key in intervals if not re.fullmatch(r"0|[1-9][0-9]{0,8}", key)]
+    if wrong or "0" not in intervals:
+        found = f"{wrong[0]!r} is no number of steps" if wrong else 'no interval for the first steps (key "0")'
+        raise ValueError(f'{found}; write for example {{"0": 100, "100": 2500}}: every 100 up to step 100, then 2500')
+    return intervals
+
+
+# The tags appear in the place of a fault, which `_explain` leaves out there.
+Interval = Annotated[
+    Annotated[Positive, Tag("[number]")] | Annotated[dict[str, Positive], AfterValidator(_check_steps), Tag("[steps]")],
+    Discriminator(lambda value: "[steps]" if isinstance(value, dict) else "[number]"),
+]
+
+
 class Train(Block):
     iterations: Positive
     batch_size: Positive
     crop: Size
     flip: Share
     scale: tuple[PositiveNumber, PositiveNumber]
-    evaluate_every: Positive
+    evaluate_every: Interval
     precision: Precision
     threads: Threads
 
@@ -828,7 +852,7 @@ def _explain(error: ValidationError, path: Path) -> list[str]:
     lines = []
     for e in error.errors():
         place, block = _follow(e["loc"])
-        key = ".".join(str(part) for part in place if part != "[key]")
+        key = ".".join(str(part) for part in place if not str(part).startswith("["))
         if e["type"] == "extra_forbidden":
             hint = _did_you_mean(place[-1], getattr(block, "model_fields", {}))
             lines.append(f"{path}: unknown key `{key}`{hint}")

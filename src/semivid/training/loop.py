@@ -74,6 +74,17 @@ def _refuse_nan(title: str, values: Mapping[str, torch.Tensor], done: int, check
         )
 
 
+def is_evaluated(done: int, every: int | Mapping[str, int]) -> bool:
+    """Whether to evaluate after `done` steps (Three Ways section 13).
+
+    every: each so many steps, 0 for never; or {"0": 100, "100": 2500, "30000": 500}: every 100 up to step 100
+    inclusive, every 2500 beyond it, every 500 beyond step 30000. Its keys are whole numbers, one of them "0".
+    """
+    if isinstance(every, Mapping):
+        every = every[max((key for key in every if done > int(key)), key=int)]
+    return every > 0 and done % every == 0
+
+
 def _tensors(tree: object, name: str) -> dict[str, torch.Tensor]:
     """All tensors in a nest of dicts and lists, by their path."""
     if isinstance(tree, torch.Tensor):
@@ -92,14 +103,14 @@ def fit(
     work: Path,
     key: str,
     evaluate: Callable[[Method], dict[str, float]] | None = None,
-    evaluate_every: int = 0,
+    evaluate_every: int | Mapping[str, int] = 0,
     workers: int = 0,
     title: str = "train",
     cost: Cost | None = None,
 ) -> History:
     """Train `method` for exactly `iterations` steps and return the logged values.
 
-    evaluate        called in eval mode every `evaluate_every` steps and after the last one
+    evaluate        called in eval mode after the steps that `is_evaluated` names, and after the last one
     work, key       folder of the resume file, and the `fingerprint` it must carry to be used
     cost            counts on where an interrupted run left it
     Returns one row {"step": steps done, loss names..., evaluated names...} per evaluation and log interval.
@@ -143,7 +154,7 @@ def fit(
                 sums = {}
             if last:
                 _refuse_nan(title, method.state_dict(), done, checkpoint)
-            if evaluate and (last or (evaluate_every and done % evaluate_every == 0)):
+            if evaluate and (last or is_evaluated(done, evaluate_every)):
                 method.eval()
                 with torch.no_grad():
                     row |= evaluate(method)
