@@ -46,27 +46,40 @@ class Stream(Dataset):
         return [int(shuffles[p // per_epoch][p % per_epoch]) for p in positions]
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        return self.part(step, slice(None))
+
+    def part(self, step: int, slots: slice) -> dict[str, torch.Tensor]:
+        """The samples at some positions of batch `step`, the same as in the whole batch; no others are read."""
         samples = [
             self._sample(self.frames[i], generator(self.seed, self.name, "sample", step, slot))
-            for slot, i in enumerate(self.order(step))
+            for slot, i in list(enumerate(self.order(step)))[slots]
         ]
         return default_collate(samples)
 
 
 class _Steps(Dataset):
-    """Step k of several streams at once."""
+    """Step k of several streams at once, of each batch the positions that are wanted."""
 
-    def __init__(self, streams: Sequence[Stream]) -> None:
-        self.streams = streams
+    def __init__(self, streams: Sequence[Stream], slots: Sequence[slice]) -> None:
+        self.streams, self.slots = streams, slots
 
     def __getitem__(self, step: int) -> dict[str, dict[str, torch.Tensor]]:
-        return {s.name: s[step] for s in self.streams}
+        return {s.name: s.part(step, slots) for s, slots in zip(self.streams, self.slots, strict=True)}
 
 
-def batches(streams: Sequence[Stream], start: int, stop: int, workers: int) -> Iterator[dict]:
-    """{stream name: batch} for the steps `start` .. `stop` - 1, prepared by `workers` processes (0 = in line)."""
+def batches(
+    streams: Sequence[Stream],
+    start: int,
+    stop: int,
+    workers: int,
+    slots: Callable[[int], slice] = slice,  # slice(n): all n
+) -> Iterator[dict]:
+    """{stream name: batch} for the steps `start` .. `stop` - 1, prepared by `workers` processes (0 = in line).
+
+    slots: from the size of a batch, the positions in it that are wanted.
+    """
     loader = DataLoader(
-        _Steps(streams),
+        _Steps(streams, [slots(s.batch_size) for s in streams]),
         batch_size=None,
         sampler=range(start, stop),
         num_workers=workers,

@@ -19,7 +19,13 @@ SIGMA = (0.15, 1.15)  # of the blur, in pixels
 
 
 def strong_augment(
-    images: Tensor, seed: int, step: int, jitter: float = 0.8, strength: float = 0.25, blur: float = 0.5
+    images: Tensor,
+    seed: int,
+    step: int,
+    jitter: float = 0.8,
+    strength: float = 0.25,
+    blur: float = 0.5,
+    first: int = 0,
 ) -> Tensor:
     """A batch with colour jitter, with blur, with both or with neither.
 
@@ -27,6 +33,7 @@ def strong_augment(
         images: float ``(B, 3, H, W)`` RGB in [0, 1].
         seed, step: all that the draws depend on.
         jitter, blur: probabilities that the batch is jittered, blurred.
+        first: position in the batch of the first of `images`, where they are a slice of it.
         strength: of the jitter, 0..1: brightness and hue shift by up to it, contrast and saturation scale by up to it.
 
     Returns:
@@ -37,7 +44,7 @@ def strong_augment(
     u_jitter, u_blur = rng.random(2)
     order, sigma = rng.permutation(4), rng.uniform(*SIGMA)
     # A generator of its own, filled row by row: a row depends on its position alone, not on the size of the batch.
-    factors = generator(seed, "colour jitter", step).uniform(-strength, strength, (len(images), 4))
+    factors = generator(seed, "colour jitter", step).uniform(-strength, strength, (first + len(images), 4))[first:]
     if u_jitter < jitter:
         values = torch.from_numpy(factors.T.astype(np.float32)).to(images.device, non_blocking=True)
         brightness, contrast, saturation, hue = values

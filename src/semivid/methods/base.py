@@ -16,6 +16,8 @@ class Method(nn.Module):
 
     #: every optimiser of the method; their states are part of a checkpoint
     optimizers: list[torch.optim.Optimizer]
+    #: whether `training_step` can be shared by several processes (`semivid.training.distributed`); not inherited
+    in_parallel = False
 
     def rate(self, step: int) -> float:
         """What all base learning rates are multiplied by in `step` (from 0)."""

@@ -19,6 +19,7 @@ from semivid.errors import UserError
 from semivid.methods.base import Method
 from semivid.methods.mixing import confident_share, draw_mask, mix, pseudo_labels, with_ground_truth
 from semivid.pipeline.params import PseudoLabel, Train
+from semivid.training.distributed import gathered, own, rank, sum_gradients, summed
 from semivid.training.ema import Teacher
 from semivid.training.losses import cross_entropy
 from semivid.training.optim import build_optimizer, clip_gradients, rate_factor
@@ -34,6 +35,8 @@ class PseudoLabelMethod(Method):
     `ground_truth`, {label, labelled bool (B,)} (`semivid.data.mix_samples.MixSamples`).
     The weights of a run, and what is evaluated, are the student's.
     """
+
+    in_parallel = True
 
     def __init__(
         self,
@@ -77,13 +80,18 @@ class PseudoLabelMethod(Method):
         loss.backward()
 
         self.update(step)
-        return {"cross_entropy": supervised.detach(), "pseudo_label": loss.detach(), "confident": weight}
+        return {
+            "cross_entropy": summed(supervised.detach()),
+            "pseudo_label": summed(loss.detach()),
+            "confident": weight,
+        }
 
     def pseudo_label_loss(self, unlabelled: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor]:
         """(loss with its gradient, confident share) of the student on the mixed and augmented batch; scalars."""
         o = self.options
         mixed, labels, weight = self.mixed(unlabelled, step)
-        seen = strong_augment(as_float(mixed), self.seed, step, o.jitter, o.jitter_strength, o.blur)
+        first = rank() * len(mixed)
+        seen = strong_augment(as_float(mixed), self.seed, step, o.jitter, o.jitter_strength, o.blur, first)
         # One weight for the whole batch, not a threshold per pixel: the confident share scales the loss of all pixels.
         return o.consistency_weight * cross_entropy(self.mixed_logits(seen, unlabelled), labels, weight), weight
 
@@ -93,6 +101,7 @@ class PseudoLabelMethod(Method):
 
     def update(self, step: int) -> None:
         """Clip the gradients, step, and let the teacher follow."""
+        sum_gradients(self.student)
         clip_gradients(self.student, self.options.clip)
         self.optimizer.step()
         self.teacher.update(self.student, step + 1, self.options.ema_decay)
@@ -101,6 +110,7 @@ class PseudoLabelMethod(Method):
     def mixed(self, unlabelled: dict[str, Tensor], step: int) -> tuple[Tensor, Tensor, Tensor]:
         """(images uint8 (B, 3, H, W), labels int64 (B, H, W), confident share float scalar) of the mixed batch.
 
+        With several processes, images and labels are this one's slice; the share is that of the whole batch.
         The disparity may be that of a network in the same step: `semivid.methods.mixing.normalise_per_image`.
         """
         o = self.options
@@ -108,11 +118,13 @@ class PseudoLabelMethod(Method):
         labels, confidence = pseudo_labels(logits)
         if o.ground_truth:
             labels, confidence = with_ground_truth(labels, confidence, unlabelled["label"], unlabelled["labelled"])
+        # Partners may be another process's: the whole batch is mixed, and a slice of it kept.
+        image, labels, confidence = gathered(unlabelled["image"]), gathered(labels), gathered(confidence)
+        disparity = gathered(unlabelled.get("disparity"))
         rng = generator(self.seed, "mask", step)
-        disparity = unlabelled.get("disparity")
         mask = draw_mask(o.mask, labels, logits.shape[1], disparity, rng, o.margin, o.foreground)
         # The share is that of the mixed confidences: a pixel that is covered does not count.
-        return mix(unlabelled["image"], mask), mix(labels, mask), confident_share(mix(confidence, mask), o.confidence)
+        return own(mix(image, mask)), own(mix(labels, mask)), confident_share(mix(confidence, mask), o.confidence)
 
     def predict(self, image: Tensor) -> Tensor:
         return self._logits(self.student, image)

@@ -7,6 +7,7 @@ import torch
 from semivid.methods.base import Method
 from semivid.models.encoder_decoder import SegmentationNet
 from semivid.pipeline.params import Optimisation, Train
+from semivid.training.distributed import sum_gradients, summed
 from semivid.training.losses import cross_entropy
 from semivid.training.optim import build_optimizer, clip_gradients, rate_factor
 from semivid.training.runtime import Runtime, as_float
@@ -17,6 +18,8 @@ class Supervised(Method):
 
     Streams: ``labelled`` {image uint8 (B, 3, H, W), label uint8 (B, H, W), 255 = void}.
     """
+
+    in_parallel = True
 
     def __init__(self, student: SegmentationNet, options: Optimisation, train: Train, runtime: Runtime) -> None:
         super().__init__()
@@ -36,9 +39,10 @@ class Supervised(Method):
         loss = cross_entropy(logits.float(), labelled["label"])
 
         loss.backward()
+        sum_gradients(self)
         clip_gradients(self, self.options.clip)
         self.optimizer.step()
-        return {"cross_entropy": loss.detach()}
+        return {"cross_entropy": summed(loss.detach())}
 
     def predict(self, image: torch.Tensor) -> torch.Tensor:
         with self.runtime.autocast():

@@ -52,6 +52,8 @@ class ASPP(nn.Module):
         dropout: probability of the dropout after the projection.
     """
 
+    least_batch = 2  # in training; 1 where several processes share a batch
+
     def __init__(self, channels_in: int, channels_out: int, rates: Sequence[int], dropout: float):
         super().__init__()
 
@@ -75,7 +77,7 @@ class ASPP(nn.Module):
         Raises:
             UserError: training with one sample, whose pooled 1x1 map has no batch statistics.
         """
-        if self.training and len(x) == 1:
+        if self.training and len(x) < self.least_batch:
             raise UserError(
                 "batch size 1 cannot train an ASPP: its image pooling is batch-normalised; "
                 "raise the batch size to 2 or more, or set the ASPP rates to []"

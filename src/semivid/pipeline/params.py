@@ -368,6 +368,13 @@ class Train(Block):
     evaluate_every: Interval
     precision: Precision
     threads: Threads
+    processes: Threads = 1
+
+    @model_validator(mode="after")
+    def _batches_can_be_shared(self) -> Train:
+        if self.batch_size % self.processes:
+            raise ValueError(f"batch_size {self.batch_size} cannot be divided over {self.processes} processes")
+        return self
 
     @model_validator(mode="after")
     def _scales_in_order(self) -> Train:

@@ -16,6 +16,7 @@ from semivid.errors import UserError
 from semivid.methods.base import Method
 from semivid.models.checkpoints import not_finite
 from semivid.training.cost import Cost
+from semivid.training.distributed import leads, own_slots, share
 from semivid.training.optim import set_rates
 from semivid.training.progress import Progress
 from semivid.training.resume import load_resume, save_resume
@@ -116,26 +117,28 @@ def fit(
     Returns one row {"step": steps done, loss names..., evaluated names...} per evaluation and log interval.
     The result depends neither on `workers` nor on where the run was interrupted: every random draw is a
     function of (seed, purpose, step, position), dropout is reseeded per step, rates are functions of the step.
+    With several processes (`semivid.training.distributed`), the first evaluates and saves; all must call this alike.
     SIGTERM, Ctrl-C: the step in progress is finished, its state saved, exit code 143 or 130.
     Raises UserError if a loss, a weight or an optimiser's state becomes infinite or not-a-number; the last good state
     stays in `work`, and a spoilt network is never returned.
     """
     checkpoint = work / "resume.safetensors"
     runtime.place(method)
+    share(method)
     start, history, sums = _resume(checkpoint, method, key, cost)
     sums = runtime.move(sums)
     stop_asked = 0
 
     def on_stop(signum, frame) -> None:
         nonlocal stop_asked
-        stop_asked = signum
+        stop_asked = signum if leads() else 0  # the others are ended with the leader
 
     previous_handlers = {number: signal.signal(number, on_stop) for number in (signal.SIGTERM, signal.SIGINT)}
     log_every = max(1, iterations // 50)
     last_saved, saved_step = time.monotonic(), start
     progress = Progress(title, start, iterations)
     try:
-        for step, batch in enumerate(batches(streams, start, iterations, workers), start):
+        for step, batch in enumerate(batches(streams, start, iterations, workers, own_slots), start):
             method.train()
             torch.manual_seed(torch_seed(seed, "torch", step))
             for optimizer in method.optimizers:
@@ -154,7 +157,7 @@ def fit(
                 sums = {}
             if last:
                 _refuse_nan(title, method.state_dict(), done, checkpoint)
-            if evaluate and (last or is_evaluated(done, evaluate_every)):
+            if evaluate and leads() and (last or is_evaluated(done, evaluate_every)):
                 method.eval()
                 with torch.no_grad():
                     row |= evaluate(method)
@@ -162,7 +165,7 @@ def fit(
                 history.append({"step": done, **row})
             progress.advance(done, row)
             due = time.monotonic() - last_saved > CHECKPOINT_SECONDS or done - saved_step >= CHECKPOINT_STEPS
-            if not last and (stop_asked or due):
+            if not last and leads() and (stop_asked or due):
                 state = {
                     "key": key,
                     "step": done,

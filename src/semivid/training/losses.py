@@ -4,10 +4,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from semivid.data.classes import VOID
+from semivid.training.distributed import part_of_mean, summed
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | float | None = None, ignore: int = VOID) -> Tensor:
     """Cross entropy per pixel, averaged.
+
+    With several processes, this one's part of the average over the batches of all: the parts add up to it.
 
     Args:
         logits: ``(B, C, h, w)``; resized bilinearly (align_corners True) where both sides
@@ -21,6 +24,6 @@ def cross_entropy(logits: Tensor, labels: Tensor, weight: Tensor | float | None 
         logits = F.interpolate(logits, size=labels.shape[-2:], mode="bilinear", align_corners=True)
     labels = labels.long()
     if weight is not None:
-        return (weight * F.cross_entropy(logits, labels, ignore_index=ignore, reduction="none")).mean()
+        return part_of_mean((weight * F.cross_entropy(logits, labels, ignore_index=ignore, reduction="none")).mean())
     total = F.cross_entropy(logits, labels, ignore_index=ignore, reduction="sum")
-    return total / (labels != ignore).sum().clamp_min(1)
+    return total / summed((labels != ignore).sum()).clamp_min(1)

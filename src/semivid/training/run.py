@@ -24,6 +24,7 @@ from semivid.pipeline.fingerprint import fingerprint
 from semivid.pipeline.stage import Stage, log
 from semivid.selection.lists import first_labels, read_selection
 from semivid.training.cost import Cost
+from semivid.training.distributed import leads, over_processes
 from semivid.training.loop import finish, fit, write_curves
 from semivid.training.rng import torch_seed
 from semivid.training.runtime import Runtime
@@ -63,6 +64,7 @@ def labelled_frames(data: Prepared, selection: Path, labels: int | None) -> list
     return sorted(frames, key=lambda f: f.frame)
 
 
+@over_processes
 def train(
     stage: Stage,
     data: Prepared,
@@ -85,7 +87,7 @@ def train(
     """
     seed, options = stage.args.seed, stage.params.train
     check_crop(options.crop, stage.params.frames.size, "train.crop")
-    runtime = Runtime(options.threads, options.precision)
+    runtime = Runtime(max(1, options.threads // options.processes), options.precision)
     log.info("%s on %d labelled frames", stage.args.method, len(labelled))
 
     torch.manual_seed(torch_seed(seed, "network"))
@@ -112,11 +114,13 @@ def train(
         work=stage.work,
         key=fingerprint(stage.settings, [PREPARED, *inputs]),
         title=stage.name,
-        workers=runtime.loaders(stage.workers),
+        workers=runtime.loaders(max(1, stage.workers // options.processes)),
         evaluate=evaluate if held_out else None,
         evaluate_every=options.evaluate_every,
         cost=cost,
     )
+    if not leads():
+        return
     with replacing(f"models/{stage.run}.safetensors") as weights, replacing(f"runs/{stage.run}") as curves:
         save_state(student, weights)
         write_curves(curves, history)
