@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -292,6 +293,18 @@ def test_a_first_process_that_hangs_is_ended_too(monkeypatch, caplog):
     with pytest.raises(UserError, match=told), together(2, endings.is_killed):
         assert ended.wait(60)
     assert codes == [2] and "error: process 1 of 0..1" in caplog.text
+
+
+def test_a_command_goes_on_in_the_first_process_alone(monkeypatch):
+    train = distributed.over_processes(lambda stage, more: more)
+    stage = SimpleNamespace(params=SimpleNamespace(train=SimpleNamespace(processes=1)))
+    assert train(stage, more=3) == 3
+    stage.params.train.processes = 2
+    monkeypatch.setattr(distributed, "processes", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    with pytest.raises(SystemExit) as ended:
+        train(stage, more=3)
+    assert not ended.value.code
 
 
 def test_a_stage_command_starts_its_processes(tmp_path):

@@ -116,14 +116,17 @@ def sum_gradients(module: nn.Module) -> None:
     if processes() == 1:
         return
     bucket: list[Tensor] = []
+    size = 0
     gradients = [p.grad for p in module.parameters() if p.grad is not None]
-    for i, gradient in enumerate(gradients):
+    for gradient in gradients:
         bucket.append(gradient)
-        if i == len(gradients) - 1 or sum(g.numel() for g in bucket) > BUCKET_VALUES:
-            flat = summed(torch.cat([g.flatten() for g in bucket]))
+        size += gradient.numel()
+        if gradient is gradients[-1] or size > BUCKET_VALUES:
+            flat = torch.cat([g.flatten() for g in bucket])
+            dist.all_reduce(flat)
             for g, values in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
                 g.copy_(values.view(g.shape))
-            bucket = []
+            bucket, size = [], 0
 
 
 # ---- layers that see more than one sample
@@ -226,14 +229,20 @@ def share(method: nn.Module) -> None:
 
 
 def over_processes(train: Callable) -> Callable:
-    """Decorates ``train(stage, ...)``: the running stage command is run by `stage.params.train.processes` processes."""
+    """Decorates ``train(stage, ...)``: the running stage command is run by `stage.params.train.processes` processes.
+
+    What the command does before is done by each of them and must write nothing; what it does after, by the leader.
+    """
 
     @functools.wraps(train)
     def run(stage, *args, **kwargs):
         # The others run the whole command again and so come here too, with their own data, streams and networks.
         command = getattr(sys.modules["__main__"], "main", None)
         with together(stage.params.train.processes, command, stage):
-            return train(stage, *args, **kwargs)
+            result = train(stage, *args, **kwargs)
+        if not leads():
+            sys.exit()
+        return result
 
     return run
 
