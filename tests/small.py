@@ -35,7 +35,7 @@ _VALUES = {
     "network": {"architecture": "encoder_decoder"} | _NETWORK | {"layers": [8], "output_stride": 2},
     "train": {
         "iterations": 3, "batch_size": 2, "crop": [64, 32], "flip": 0.5, "scale": [1.0, 1.0], "evaluate_every": 2,
-        "precision": "float32", "threads": 1,
+        "precision": "float32", "threads": 1, "processes": 1,
     },
     "methods": {
         "supervised": {"lr": 1e-3, "encoder_lr": 1e-3},
@@ -114,6 +114,16 @@ def write_prepared(folder: Path, size=(64, 32), train=(4, 4), val=(3,), classes=
     colours = np.array([[9 * i, 20 * i, 255 - i] for i in range(classes)], np.uint8)
     write_classes(prepared / "classes.json", Classes(tuple(f"class{i}" for i in range(classes)), colours))
     return read_index(prepared / "index.csv")
+
+
+def with_no_comparison(params: dict) -> dict:
+    """Tables over methods of one run that no family trains: of them, only the least that the schema asks for."""
+    for family in (block for block in params["compare"].values() if isinstance(block, dict)):
+        family["methods"] = []
+    row = f"{params['table3']['method']}-{params['table3']['rows'][0]}"
+    for table in ("compare", "methods_table", "table1", "table2"):
+        params[table]["rows"] = [row]
+    return params
 
 
 def with_random_alone(params: dict) -> dict:

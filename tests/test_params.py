@@ -14,16 +14,16 @@ from semivid.depth.networks import build_depth_model
 from semivid.errors import UserError
 from semivid.models.encoder_decoder import SegmentationDecoder, build_segmentation_net
 from semivid.pipeline.params import Params, pick, read_params
-from small import small_params
+from small import small_params, with_no_comparison
 
 ROOT = Path(__file__).resolve().parent.parent
 PRESETS = sorted((ROOT / "presets").glob("*.yaml"))
 BASE = small_params()
 
 
-def changed(key, value):
-    """The small params with the dotted `key` set; a value of ... removes it."""
-    params = small_params()
+def changed(key, value, alone=False):
+    """The small params with the dotted `key` set; a value of ... removes it. alone: without tables over methods."""
+    params = with_no_comparison(small_params()) if alone else small_params()
     *parents, last = key.split(".")
     block = params
     for part in parents:
@@ -311,7 +311,7 @@ def test_intervals_of_evaluation_that_mean_nothing(read, value, told):
 
 def test_a_network_has_the_keys_of_its_architecture(read):
     fcn8s = {"architecture": "fcn8s", "weights": "none", "input": "imagenet"}
-    assert read(changed("network", fcn8s)).network.arguments() == {"weights": "none", "input": "imagenet"}
+    assert read(changed("network", fcn8s, alone=True)).network.arguments() == {"weights": "none", "input": "imagenet"}
     (line,) = refused(read, changed("network", fcn8s | {"encoder": "resnet18"}))
     assert "unknown key `network.encoder`" in line
     lines = refused(read, changed("network.architecture", "fcn8"))
@@ -361,7 +361,7 @@ def test_rows_and_select_name_the_same_criteria(read, rows, select):
 
 
 def test_rows_may_be_a_part_of_the_criteria(read):
-    params = changed("table3.rows", ["random", "ds"])
+    params = changed("table3.rows", ["random", "ds"], alone=True)
     params["table3"]["select"] = {"names": ["random"], "features": ["ds"], "student": [], "labels": []}
     assert read(params).table3.rows == ["random", "ds"]
 
@@ -379,7 +379,7 @@ def test_a_misspelt_criterion_is_named(read):
 
 
 def test_an_unknown_method_is_named_with_the_nearest(read):
-    lines = refused(read, changed("table3.method", "supervized"))
+    lines = refused(read, changed("table3.method", "supervized", alone=True))
     assert len(lines) == 1 and "supervized" in lines[0] and "supervised" in lines[0]
 
 
@@ -401,7 +401,8 @@ def test_depths_and_scales_are_in_order(read):
 @pytest.mark.parametrize("key", ["select.ds.labels", "select.us.steps", "select.entropy.steps"])
 def test_a_selection_holds_as_many_frames_as_the_table_asks_for(read, key):
     """Else the last stage of all would find out, after hours of training."""
-    params = changed("table3.labels", [2, 5])
+    params = changed("table3.labels", [2, 5], alone=True)
+    params["compare"]["labels"] = [2]
     params["select"]["ds"]["labels"] = 5
     for name in ("us", "ds_us", "entropy"):
         params["select"][name]["steps"] = [2, 3, 5]

@@ -31,6 +31,7 @@ from semivid.training.runtime import Runtime
 from small import small_params, write_prepared
 
 OPTIONS = {
+    "method": "pseudo_label",
     "optimizer": "sgd", "lr": 1e-2, "encoder_lr": 1e-3, "weight_decay": 5e-4, "schedule": "constant",
     "milestones": [], "clip": 10.0, "mask": "none", "margin": None, "foreground": None, "frames": "unlabelled",
     "ground_truth": False, "consistency_weight": 1.0, "confidence": 0.968, "ema_decay": 0.99, "jitter": 0.8,
@@ -78,10 +79,12 @@ def method_of(network, seed=1, train=None, **changes):
 class Fixed(Stream):
     """A stream whose batch k is `batch(k)`."""
 
+    batch_size = 0
+
     def __init__(self, name, batch):
         self.name, self.batch = name, batch
 
-    def __getitem__(self, step):
+    def part(self, step, slots):
         return self.batch(step)
 
 

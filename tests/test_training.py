@@ -24,7 +24,8 @@ from semivid.methods.supervised import Supervised
 from semivid.models.encoder_decoder import SegmentationNet
 from semivid.pipeline import fingerprint as fingerprints
 from semivid.pipeline.fingerprint import fingerprint
-from semivid.pipeline.params import Optimisation, Train
+from semivid.pipeline.params import Supervised as SupervisedOptions
+from semivid.pipeline.params import Train
 from semivid.training import loop
 from semivid.training.loop import finish, fit, is_evaluated, write_curves
 from semivid.training.losses import cross_entropy
@@ -647,7 +648,7 @@ def tiny_net():
 def supervised(**options):
     params = small_params()
     block = params["methods"]["supervised"] | options
-    return Supervised(tiny_net(), Optimisation(**block), Train(**params["train"]), Runtime(1, device="cpu"))
+    return Supervised(tiny_net(), SupervisedOptions(**block), Train(**params["train"]), Runtime(1, device="cpu"))
 
 
 def batch_of(labels):

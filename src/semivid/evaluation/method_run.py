@@ -25,7 +25,7 @@ def evaluate_run(
     """Write ``results/methods/RUN.json``: scores as fractions, agreement along the flow, hours of the training.
 
     network: its block of params.yaml. load: the trained one, from the number of classes. Hours are those of the
-    processor if the training ran on it, else those that it held the GPU.
+    processor if the training ran on it, else those that it held GPUs.
     Raises UserError if no frame of `evaluate.split` has a mask.
     """
     args, p = stage.args, stage.params
@@ -47,7 +47,7 @@ def evaluate_run(
         "temporal_agreement": found.agreement,
         "temporal_pairs": found.pairs,
         "device": cost["device"],
-        "hours": cost["cpu_seconds" if cost["device"] == "cpu" else "seconds"] / 3600,
+        "hours": (cost["cpu_seconds"] if cost["device"] == "cpu" else cost["seconds"] * cost["processes"]) / 3600,
         "protocol": protocol(p, found.frames, network) | {"n_train_frames": len(index.select("train", labelled=True))},
     }
     write_json(f"results/methods/{stage.run}.json", result)

@@ -368,7 +368,7 @@ class Train(Block):
     evaluate_every: Interval
     precision: Precision
     threads: Threads
-    processes: Threads = 1
+    processes: Threads
 
     @model_validator(mode="after")
     def _batches_can_be_shared(self) -> Train:
@@ -682,7 +682,7 @@ class Params(Block):
                 wrong.append(f"`{name}.crop` {crop} is too small: its encoder needs more than {network.stride} pixels")
             if block.batch_size == 1 and network.aspp_rates:
                 wrong.append(f"`{name}.batch_size` 1 cannot train an ASPP; raise it, or set its `aspp_rates` to []")
-        wrong += self._faults_of_the_comparison()
+        wrong = wrong or self._faults_of_the_comparison()  # which speak of Table 3's runs
         if wrong:
             raise ValueError("\n".join(wrong))
         return self
@@ -705,7 +705,7 @@ class Params(Block):
                     wrong.append(f"`compare.{name}.methods`: {method} {fault}")
                 elif getattr(block, "frames", None) == "video" and block.disparity and self.disparity.frames != "all":
                     wrong.append(f"`methods.{method}.frames` video needs `disparity.frames: all`")
-            for selection in family.selections:
+            for selection in family.selections if family.methods else ():
                 if selection not in self.table3.rows:
                     wrong.append(
                         f"`compare.{name}.selections`: {selection} is none of `table3.rows` {self.table3.rows}"

@@ -124,5 +124,5 @@ def train(
     with replacing(f"models/{stage.run}.safetensors") as weights, replacing(f"runs/{stage.run}") as curves:
         save_state(student, weights)
         write_curves(curves, history)
-    write_json(f"costs/{stage.run}.json", cost.report(runtime.device))
+    write_json(f"costs/{stage.run}.json", cost.report(runtime.device, options.processes))
     finish(stage.work)
