@@ -44,9 +44,9 @@ SUPERVISED = {
     "clip": 0.5,
 }  # fmt: skip
 MIXED = SUPERVISED | {
-    "mask": "class", "margin": None, "foreground": None, "frames": "all", "ground_truth": True,
-    "consistency_weight": 1.0, "confidence": 0.35, "ema_decay": 0.99, "jitter": 0.8, "jitter_strength": 0.25,
-    "blur": 0.5,
+    "method": "pseudo_label", "mask": "class", "margin": None, "foreground": None, "frames": "all",
+    "ground_truth": True, "consistency_weight": 1.0, "confidence": 0.35, "ema_decay": 0.99, "jitter": 0.8,
+    "jitter_strength": 0.25, "blur": 0.5,
 }  # fmt: skip
 DEPTHMIX = MIXED | {"mask": "depthmix", "margin": 0.03, "foreground": [0.0, 0.6]}
 # options, size of the batch, type of the network
@@ -55,7 +55,6 @@ RUNS = {
     "DepthMix": (DEPTHMIX, 2, torch.float32),  # one frame for each process
     "supervised, Adam": (SUPERVISED | {"optimizer": "adam", "lr": 1e-3}, 4, torch.float32),
     # A pixel at the threshold of confidence, or between two classes, may fall to either side by rounding.
-    "supervised, float64": (SUPERVISED, 4, torch.float64),
     "DepthMix, float64": (DEPTHMIX, 4, torch.float64),
     "ClassMix, float64": (MIXED, 4, torch.float64),
 }
@@ -328,4 +327,5 @@ def test_a_stage_command_starts_its_processes(tmp_path):
     metrics = json.loads((tmp_path / "runs/supervised-random-2-7/metrics.json").read_text())
     assert metrics.keys() == {"cross_entropy", "step", "val_miou"} and metrics["step"] == 3
     assert (tmp_path / "models/supervised-random-2-7.safetensors").exists()
+    assert json.loads((tmp_path / "costs/supervised-random-2-7.json").read_text())["cpu_seconds"] > 0
     assert not (tmp_path / ".work/train@supervised-random-2-7").exists()

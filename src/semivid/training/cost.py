@@ -7,6 +7,8 @@ import time
 
 import torch
 
+from semivid.training.distributed import processes, summed
+
 
 class Cost:
     """Counts from its creation; `load` adds what an interrupted run had spent up to its last saved state."""
@@ -28,9 +30,10 @@ class Cost:
         """[seconds, cpu_seconds] so far; processor seconds of all threads and of worker processes that have ended."""
         return [round(s + now - start, 3) for s, now, start in zip(self._spent, self._now(), self._start, strict=True)]
 
-    def report(self, device: torch.device, processes: int = 1) -> dict[str, str | float]:
-        """{device: ``cpu`` or the GPU's name, seconds, cpu_seconds, processes}; processor seconds of all `processes`,
-        which work alike, as this one's times their number."""
+    def report(self, device: torch.device) -> dict[str, str | float]:
+        """{device: ``cpu`` or the GPU's name, seconds, cpu_seconds, processes}; processor seconds of all `processes`
+        that train together."""
         seconds, cpu_seconds = self.spent()
+        cpu_seconds = round(float(summed(torch.tensor(cpu_seconds, dtype=torch.float64, device=device))), 3)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return {"device": name, "seconds": seconds, "cpu_seconds": cpu_seconds * processes, "processes": processes}
+        return {"device": name, "seconds": seconds, "cpu_seconds": cpu_seconds, "processes": processes()}

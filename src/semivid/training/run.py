@@ -119,10 +119,11 @@ def train(
         evaluate_every=options.evaluate_every,
         cost=cost,
     )
+    spent = cost.report(runtime.device)
     if not leads():
         return
     with replacing(f"models/{stage.run}.safetensors") as weights, replacing(f"runs/{stage.run}") as curves:
         save_state(student, weights)
         write_curves(curves, history)
-    write_json(f"costs/{stage.run}.json", cost.report(runtime.device, options.processes))
+    write_json(f"costs/{stage.run}.json", spent)
     finish(stage.work)
