@@ -233,8 +233,12 @@ def test_a_step_is_what_the_paper_says(double, changes, parts):
     for step in range(count):
         torch.manual_seed(step)
         found.append(method.training_step(data, step))
-    for theirs, ours in zip(expected, found, strict=True):
-        assert {k: float(v) for k, v in ours.items()} == pytest.approx({k: theirs[k] for k in ours}, rel=1e-6)
+    for step, (theirs, ours) in enumerate(zip(expected, found, strict=True)):
+        assert ours.keys() == theirs.keys() - {"norm", "kept"}
+        for name, value in ours.items():
+            # The share is kept in single precision, and so is what has been learnt by it; noise counts 1e-5 of a pixel.
+            rounding = 1e-6 if step or name in ("confident", "pseudo_label") else 1e-10
+            assert float(value) == pytest.approx(theirs[name], rel=rounding), name
         assert not any(v.requires_grad for v in ours.values())
     for (name, ours), theirs in zip(method.student.named_parameters(), net.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6, msg=name)
