@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks import training
+from benchmarks import pseudo_label, training
 from benchmarks.cases import CASES
 from benchmarks.harness import Fresh, Row, markdown
 
@@ -32,6 +32,7 @@ def measure(quick: bool, threads: int) -> tuple[dict[str, str], list[Row]]:
             group("loading.run", case, folder, threads, quick)
         for case in cases:
             rows += training.run(case, threads, quick)
+        rows += pseudo_label.run(pseudo_label.QUICK_CASE if quick else pseudo_label.CASE, threads, quick, process)
         for case in cases:
             group("depth.run", case, threads)
         group("selection.run", threads, quick)

@@ -83,18 +83,22 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def timed(function: Callable[[], object]) -> float:
-    """Seconds that one call takes.
+def clock() -> float:
+    """Seconds since some moment, when all work so far is done.
 
     Where one thread of the CPU does all, this process's time counts, not that of other programs in between.
     """
     import torch
 
-    clock = time.perf_counter if torch.cuda.is_available() or torch.get_num_threads() > 1 else time.process_time
     synchronise()
+    wall = torch.cuda.is_available() or torch.get_num_threads() > 1
+    return time.perf_counter() if wall else time.process_time()
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds that one call takes, see `clock`."""
     start = clock()
     function()
-    synchronise()
     return clock() - start
 
 

@@ -5,7 +5,10 @@ does: decode the source pictures again for every sample, one float tensor per sa
 every decoder level and head, a number read back after every step, one term of the formula after the other.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
 
 from semivid.models.encoder_decoder import SegmentationNet
-from semivid.pipeline.params import Optimisation
+from semivid.pipeline.params import Optimisation, PseudoLabel
 
 VOID = 255
 MEAN, STD = 0.45, 0.225
@@ -89,6 +93,167 @@ def training_step(
         nn.utils.clip_grad_norm_(network.parameters(), clip)
     optimizer.step()
     return loss.item()
+
+
+# Pseudo labels on mixed frames
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn at random in one step.
+
+    mask: for ClassMix, a uniform number per image and class; the classes with the smallest ones are pasted.
+    jitter, blur: whether the batch is jittered, blurred. order: of the four operations of the jitter. factors: (B, 4),
+    what each image's brightness, contrast, saturation and hue changes by. sigma: of the blur, pixels.
+    """
+
+    mask: np.ndarray
+    jitter: bool
+    blur: bool
+    order: Sequence[int]
+    factors: np.ndarray
+    sigma: float
+
+
+def rgb_to_hsv(image: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] to the hexcone's hue in turns, saturation, value."""
+    red, green, blue = image.unbind(1)
+    value, least = image.max(1).values, image.min(1).values
+    chroma = value - least
+    divisor = torch.where(chroma == 0, torch.ones_like(chroma), chroma)
+    hue = torch.where(value == blue, 4 + (red - green) / divisor, torch.zeros_like(value))
+    hue = torch.where(value == green, 2 + (blue - red) / divisor, hue)
+    hue = torch.where(value == red, (green - blue) / divisor, hue)
+    saturation = torch.where(value == 0, torch.zeros_like(value), chroma / torch.where(value == 0, 1, value))
+    return torch.stack([hue / 6 % 1, saturation, value], 1)
+
+
+def hsv_to_rgb(image: Tensor) -> Tensor:
+    """The other way, sector by sector."""
+    hue, saturation, value = image.unbind(1)
+    sector = torch.floor(hue * 6)
+    rest = hue * 6 - sector
+    p, q, t = value * (1 - saturation), value * (1 - rest * saturation), value * (1 - (1 - rest) * saturation)
+    result = torch.zeros_like(image)
+    sectors = ((value, t, p), (q, value, p), (p, value, t), (p, q, value), (t, p, value), (value, p, q))
+    for number, channels in enumerate(sectors):
+        result = torch.where((sector % 6 == number).unsqueeze(1), torch.stack(channels, 1), result)
+    return result
+
+
+def strong_augmentation(image: Tensor, draws: Draws) -> Tensor:
+    """Colour jitter and Gaussian blur of a batch (B, 3, H, W) in [0, 1]."""
+    if draws.jitter:
+        factors = torch.from_numpy(draws.factors).to(image)[..., None, None, None]
+        brightness, contrast, saturation, hue = factors.unbind(1)
+        for operation in draws.order:
+            if operation == 0:
+                image = image + brightness
+            elif operation == 1:
+                image = image * (1 + contrast)
+            else:
+                h, s, v = rgb_to_hsv(image).split(1, 1)
+                if operation == 2:
+                    s = (s * (1 + saturation)).clamp(0, 1)
+                else:
+                    h = (h + hue) % 1
+                image = hsv_to_rgb(torch.cat([h, s, v], 1))
+            image = image.clamp(0, 1)
+    if draws.blur:
+        height, width = image.shape[-2:]
+        sizes = [math.floor(math.ceil(0.1 * n) - 0.5 + math.ceil(0.1 * n) % 2) for n in (width, height)]
+        image = gaussian_blur(image, sizes, [draws.sigma, draws.sigma])
+    return image
+
+
+def masks(options: PseudoLabel, p: Tensor, disparity: Tensor, draws: Draws) -> Tensor:
+    """1 where an image of the batch keeps its pixel, float (B, 1, H, W); p: probabilities (B, C, H, W)."""
+    result = []
+    for i in range(len(p)):
+        if options.mask == "class":
+            label = p[i].argmax(0)
+            classes = label.unique().tolist()
+            classes.sort(key=lambda c, i=i: draws.mask[i, c])
+            mask = torch.zeros_like(label)
+            for c in classes[: (len(classes) - len(classes) % 2) // 2]:
+                mask[label == c] = 1
+        elif options.mask == "depthmix":
+            other = disparity[(i + 1) % len(p)]
+            mask = (disparity[i] >= other - options.margin) & (disparity[i] >= options.foreground[0])
+        else:
+            mask = torch.ones_like(p[i, 0])
+        result.append(mask.float())
+    return torch.stack(result).unsqueeze(1)
+
+
+def mixed(values: Tensor, mask: Tensor) -> Tensor:
+    """Each of the batch's images with the next one: M_i x_i + (1 - M_i) x_j."""
+    count = len(values)
+    return torch.stack([mask[i] * values[i] + (1 - mask[i]) * values[(i + 1) % count] for i in range(count)])
+
+
+def pseudo_label_step(
+    student: SegmentationNet,
+    teacher: SegmentationNet,
+    optimizer: torch.optim.Optimizer,
+    options: PseudoLabel,
+    precision: str,
+    labelled: Mapping[str, Tensor],
+    unlabelled: Mapping[str, Tensor],
+    step: int,
+    draws: Draws,
+    lap: Callable[[str], None] = lambda part: None,
+    scores: Callable[[SegmentationNet, Tensor], Tensor] = logits,
+) -> dict[str, float]:
+    """One iteration of Three Ways as the specification has it (three_ways.md, sections 8 and 9); the losses.
+
+    labelled: image uint8 (B, 3, H, W), label (B, H, W); unlabelled: image, disparity (B, H, W) in [0, 1], label,
+    labelled bool (B,). lap: called with its name after each part of the step. scores: how a network gives
+    logits of float32 images.
+    """
+    autocast = partial(torch.autocast, labelled["image"].device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    optimizer.zero_grad()
+    with autocast():
+        supervised = F.cross_entropy(
+            scores(student, labelled["image"].float() / 255), labelled["label"].long(), ignore_index=VOID
+        )
+    supervised.backward()
+    lap("labelled batch, forward and backward")
+
+    image = unlabelled["image"].float() / 255
+    with torch.no_grad():
+        with autocast():
+            p = scores(teacher, image)
+        lap("teacher")
+        p = p.float().softmax(1)
+        if options.ground_truth:
+            for i in range(len(p)):
+                if unlabelled["labelled"][i]:
+                    label = unlabelled["label"][i].long()
+                    p[i] = torch.stack([(label == c).float() for c in range(p.shape[1])])
+        mask = masks(options, p, unlabelled["disparity"], draws)
+        image, p = mixed(image, mask), mixed(p, mask)
+        confidence, label = p.max(1)
+        label[confidence == 0] = VOID
+        weight = float((confidence >= options.confidence).sum()) / label.numel()
+        lap("pseudo labels, masks, mixing")
+        image = strong_augmentation(image, draws)
+        lap("strong augmentation")
+    with autocast():
+        found = scores(student, image)
+    losses = F.cross_entropy(found.float(), label, ignore_index=VOID, reduction="none")
+    loss = options.consistency_weight * (weight * losses).mean()
+    loss.backward()
+    lap("mixed batch, forward and backward")
+
+    nn.utils.clip_grad_norm_(student.parameters(), options.clip)
+    optimizer.step()
+    lap("clipping and optimiser")
+    a = min(1 - 1 / (step + 2), options.ema_decay)  # step counts from 0 here
+    for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
+        old.data = a * old.data + (1 - a) * new.data
+    lap("moving average")
+    return {"cross_entropy": supervised.item(), "pseudo_label": loss.item(), "confident": weight}
 
 
 # Depth

@@ -19,7 +19,7 @@ from helpers import rand
 
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cases, depth, harness, loading, plain, training
+from benchmarks import cases, depth, harness, loading, plain, pseudo_label, training
 
 from semivid.depth.losses import monodepth_loss
 from semivid.models.encoder_decoder import build_segmentation_net
@@ -42,14 +42,16 @@ def test_quick_run_measures_every_group(quick):
     assert {r["group"] for r in rows} == {
         "Decode and augment",
         "Training step",
+        "Pseudo-label step",
+        "Parts of a pseudo-label step",
         "Depth loss",
         "Selection",
         "Evaluation",
         "Flow consistency loss",
     }
     assert all(r["plain"] > 0 and r["semivid"] > 0 and r["low"] <= r["ratio"] <= r["high"] for r in rows)
-    # Every row but those of memory compares the results (the run ends with an error where they differ).
-    assert all(r["agreement"] for r in rows if r["unit"] != "MB of memory")
+    # Every row but those of memory and of parts compares the results (the run ends with an error where they differ).
+    assert all(r["agreement"] for r in rows if r["unit"] != "MB of memory" and not r["group"].startswith("Parts"))
     assert all(f"| {r['case']} | {r['unit']} |" in page for r in rows)
 
 
@@ -117,6 +119,35 @@ def test_depth_difference_sees_a_wrong_loss(monkeypatch):
 
     monkeypatch.setattr(depth, "monodepth_loss", other)
     assert depth.Inputs(2, 64, 48, torch.float64).difference() > depth.LIMIT
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"), [("mean teacher", {}), ("ClassMix", {"frames": "all", "ground_truth": True})], ids=str
+)
+def test_pseudo_label_steps_are_the_specification_s(method, changes):
+    """Losses, and how student and teacher move; two steps, so that momentum counts. The quick run compares DepthMix."""
+    assert pseudo_label.difference("street", method, (1, 2), **changes) < 1e-8
+
+
+def test_pseudo_label_difference_sees_a_wrong_average(monkeypatch):
+    """The comparison is no formality: a teacher that is one step behind shows."""
+    monkeypatch.setattr("semivid.training.ema.ema_decay", lambda step, limit: min(1 - 1 / step, limit))
+    assert pseudo_label.difference("street", "mean teacher", (5,)) > 0.1
+
+
+def test_parts_are_the_whole_step():
+    """Both versions name the same parts, and nothing of the step lies outside of them."""
+    parts = []
+    for version in (harness.PLAIN, "semivid"):
+        loop = pseudo_label.Loop(version, "street", pseudo_label.METHODS["DepthMix"], "float32", threads=1)
+        loop.batch = loop.small_batch()
+        loop.step()
+        start = harness.clock()
+        parts.append(loop.parts())
+        total = (harness.clock() - start) / 2  # of two steps
+        assert 0.8 * total < sum(parts[-1].values()) <= total
+    assert list(parts[0]) == list(parts[1])
+    assert all(seconds > 0 for one in parts for seconds in one.values())
 
 
 def test_plain_selection_agrees():

@@ -1,0 +1,352 @@
+"""One step of pseudo-label training: seconds, peak memory and their parts, against the specification written out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from importlib import import_module
+from statistics import median
+from unittest import mock
+
+from benchmarks import training
+from benchmarks.cases import network_arguments, settings
+from benchmarks.harness import PLAIN, Fresh, Row, clock, lower_is_better, require, timed
+
+GROUP, PARTS = "Pseudo-label step", "Parts of a pseudo-label step"
+CASE, QUICK_CASE = "camvid", "street"
+ROUNDS, ROUNDS_GPU = 3, 20
+LIMIT = 1e-5  # largest relative difference of the losses in double precision
+SEED = 3
+SHARPEN = 12.0  # the random classifier's weights times this, so that the teacher is sure of some pixels
+# The paper's settings (three_ways.md, sections 8, 9 and 12).
+OPTIONS = {
+    "optimizer": "sgd", "lr": 1e-2, "encoder_lr": 1e-3, "weight_decay": 5e-4, "schedule": "constant",
+    "milestones": [], "clip": 10.0, "mask": "none", "margin": None, "foreground": None, "frames": "unlabelled",
+    "ground_truth": False, "consistency_weight": 1.0, "confidence": 0.968, "ema_decay": 0.99, "jitter": 0.8,
+    "jitter_strength": 0.25, "blur": 0.5,
+}  # fmt: skip
+METHODS = {
+    "mean teacher": {},
+    "ClassMix": {"mask": "class"},
+    "DepthMix": {"mask": "depthmix", "margin": 0.03, "foreground": [0.0, 0.0], "frames": "all", "ground_truth": True},
+}
+PROFILED = "DepthMix"
+CHECKS = ("difference", "augmented_difference")
+
+
+class Loop:
+    """One network and its teacher in training, the plain or semivid's way; always the same batch.
+
+    `changes` are those of OPTIONS. `exact`: the networks compute in double precision; what is between them, images,
+    probabilities and augmentation, stays in single precision in semivid, as it always is.
+    """
+
+    def __init__(
+        self, version: str, case: str, changes: dict, precision: str, threads: int, exact: bool = False
+    ) -> None:
+        import torch
+
+        from semivid.methods.pseudo_label import build
+        from semivid.models.encoder_decoder import build_segmentation_net
+        from semivid.pipeline.params import PseudoLabel
+        from semivid.training.runtime import Runtime
+
+        self.torch, params = torch, settings(case)
+        self.options, self.train, self.precision = PseudoLabel(**OPTIONS | changes), params.train, precision
+        runtime = Runtime(threads, precision)
+        torch.manual_seed(0)
+        with ExitStack() as stack:
+            if version == PLAIN:  # the encoder as the library makes it
+                stack.enter_context(mock.patch("semivid.models.encoders.keep_depthwise_float32_on_cpu"))
+            network = build_segmentation_net(training.CLASSES, **network_arguments(params))
+        with torch.no_grad():
+            network.segmentation.head[-1].weight.mul_(SHARPEN)
+        if exact:
+            network.double()
+        if version == PLAIN:
+            torch.use_deterministic_algorithms(False)
+            self.update = self._plain(network.to(runtime.device).train(), runtime.device)
+            self.watched = contextmanager(self._plain_laps)
+        else:
+            self.method = build(_in_double(network) if exact else network, self.options, self.train, runtime, SEED)
+            runtime.place(self.method).train()
+            self.networks = self.method.student, self.method.teacher.network
+            self.update = lambda batch, step: self.method.training_step(runtime.move(batch), step)
+            self.watched = contextmanager(self._semivid_laps)
+        self.lap: Callable[[str], None] = lambda part: None
+        self.batch = self._batch(*self.train.crop)
+
+    def _plain(self, student, device) -> Callable:
+        import copy
+
+        from benchmarks import plain
+
+        teacher, optimizer = copy.deepcopy(student), plain.optimizer(student, self.options)
+        self.networks = student, teacher
+        dtype = next(student.parameters()).dtype
+
+        def scores(network, image):
+            return plain.logits(network, image.to(dtype)).float()
+
+        def update(batch: dict, step: int) -> dict[str, float]:
+            labelled, unlabelled = ({k: v.to(device) for k, v in batch[name].items()} for name in batch)
+            means = student, teacher, optimizer, self.options, self.precision
+            return plain.pseudo_label_step(*means, labelled, unlabelled, step, self.draws(step), self.lap, scores)
+
+        return update
+
+    def draws(self, step: int):
+        """What semivid draws in `step`, as `plain.Draws`; were it to draw otherwise, the losses would differ."""
+        from benchmarks.plain import Draws
+        from semivid.data.strong import SIGMA
+        from semivid.training.rng import generator
+
+        o, count = self.options, self.train.batch_size
+        rng = generator(SEED, "strong augmentation", step)
+        u_jitter, u_blur = rng.random(2)
+        order, sigma = rng.permutation(4).tolist(), rng.uniform(*SIGMA)
+        factors = generator(SEED, "colour jitter", step).uniform(-o.jitter_strength, o.jitter_strength, (count, 4))
+        mask = generator(SEED, "mask", step).random((count, training.CLASSES))
+        return Draws(mask, u_jitter < o.jitter, u_blur < o.blur, order, factors, sigma)
+
+    def _batch(self, width: int, height: int) -> dict:
+        """Blobs of colour, classes and disparity with some noise, the same in every process."""
+        torch, count = self.torch, self.train.batch_size
+        generator = torch.Generator().manual_seed(1)
+
+        def blobs(channels: int) -> torch.Tensor:
+            coarse = torch.rand(count, channels, -(-height // 16), -(-width // 16), generator=generator)
+            fine = torch.rand(count, channels, height, width, generator=generator)
+            size = (height, width)
+            return 0.9 * torch.nn.functional.interpolate(coarse, size=size, mode="bilinear") + 0.1 * fine
+
+        def images() -> torch.Tensor:
+            return (256 * blobs(3)).byte()
+
+        def labels() -> torch.Tensor:
+            label = (training.CLASSES * blobs(1)[:, 0]).byte()
+            label[:, : height // 10] = 255
+            return label
+
+        labelled = torch.arange(count) % 2 == 0
+        truth = labels()
+        truth[~labelled] = 255
+        disparity = blobs(1)[:, 0]
+        unlabelled = {"image": images(), "disparity": disparity, "label": truth, "labelled": labelled}
+        return {"labelled": {"image": images(), "label": labels()}, "unlabelled": unlabelled}
+
+    def steps_with_and_without_blur(self) -> list[int]:
+        """The first step whose batch is jittered alone, and the first that is blurred as well."""
+        jittered = [(step, self.draws(step).blur) for step in range(50) if self.draws(step).jitter]
+        return [next(step for step, blur in jittered if blur == wanted) for wanted in (False, True)]
+
+    def small_batch(self) -> dict:
+        return self._batch(training.SMALL, training.SMALL)
+
+    def changes(self, steps: Sequence[int]) -> tuple[list[float], list]:
+        """Losses of some steps on small images, three per step, and how the parameters of both networks moved.
+
+        The parameters of a network are one vector.
+        """
+
+        def vectors() -> list:
+            return [
+                self.torch.cat([p.detach().flatten().cpu() for p in network.parameters()]) for network in self.networks
+            ]
+
+        start = vectors()
+        batch = self.small_batch()
+        losses = [float(loss) for step in steps for loss in self.update(batch, step).values()]
+        return losses, [end - begin for end, begin in zip(vectors(), start, strict=True)]
+
+    def step(self) -> float:
+        """Mean seconds of two steps, one without and one with blur: half of all steps have it."""
+        return sum(timed(partial(self.update, self.batch, step)) for step in self.steps_with_and_without_blur()) / 2
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of each part of such a step."""
+        seconds: dict[str, float] = {}
+        with self.watched():
+            for step in self.steps_with_and_without_blur():
+                last = clock()
+
+                def lap(part: str) -> None:
+                    nonlocal last
+                    now = clock()
+                    seconds[part] = seconds.get(part, 0.0) + (now - last) / 2
+                    last = now
+
+                self.lap = lap
+                self.update(self.batch, step)
+            self.lap = lambda part: None
+        return seconds
+
+    def _plain_laps(self) -> Iterator[None]:
+        yield  # the plain step tells its parts itself
+
+    def _semivid_laps(self) -> Iterator[None]:
+        """Between two laps lies what the plain step names alike."""
+
+        def told(function: Callable, before: str = "", after: str = "") -> Callable:
+            def call(*args, **kwargs):
+                if before:
+                    self.lap(before)
+                result = function(*args, **kwargs)
+                if after:
+                    self.lap(after)
+                return result
+
+            return call
+
+        method = self.method
+        module = import_module("semivid.methods.pseudo_label")
+        points = [
+            (method, "mixed", "labelled batch, forward and backward", "pseudo labels, masks, mixing"),
+            (method.teacher, "forward", "", "teacher"),
+            (module, "strong_augment", "", "strong augmentation"),
+            (module, "clip_gradients", "mixed batch, forward and backward", ""),
+            (method.optimizer, "step", "", "clipping and optimiser"),
+            (method.teacher, "update", "", "moving average"),
+        ]
+        with ExitStack() as stack:
+            for owner, name, before, after in points:
+                stack.enter_context(mock.patch.object(owner, name, told(getattr(owner, name), before, after)))
+            yield
+
+
+def _in_double(network):
+    """`network`, a module of double precision, for images of single precision."""
+    from torch import nn
+
+    class InDouble(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.parameter_groups = network, network.parameter_groups
+
+        def forward(self, images):
+            return self.network(images.double())
+
+    return InDouble()
+
+
+_loop: Loop  # of this process
+
+
+def start(version: str, case: str, method: str, precision: str, threads: int) -> tuple[float, bool, float]:
+    """Build this process's loop; returns (MB that the libraries take, whether there is a GPU, a cross entropy).
+
+    That is of the first step, on small images. The rest is compared in double precision: one label that rounding
+    turns at bfloat16 changes which classes ClassMix pastes.
+    """
+    for library in ("timm", "torchvision", "benchmarks.plain", "semivid.methods.pseudo_label"):
+        import_module(library)
+    import torch
+
+    from semivid.training.runtime import Runtime
+
+    Runtime(threads)
+
+    global _loop
+    libraries = training.peak_memory()
+    _loop = Loop(version, case, METHODS[method], precision, threads)
+    return libraries, torch.cuda.is_available(), _loop.changes([0])[0][0]
+
+
+def step() -> float:
+    """Seconds of a step of this process's loop."""
+    return _loop.step()
+
+
+def parts() -> dict[str, float]:
+    """Seconds of its parts."""
+    return _loop.parts()
+
+
+def difference(case: str, method: str, steps: Sequence[int] = (1, 2, 3), **changes) -> float:
+    """Largest relative difference of the losses, and of how both networks move (norm by norm), in double precision.
+
+    Without augmentation: the rounding of its single precision is magnified by batch normalisation over few pixels,
+    ten thousand times in the gradients. See `augmented_difference`.
+    """
+    changes = {"jitter": 0.0, "blur": 0.0} | METHODS[method] | changes
+    versions = (Loop(version, case, changes, "float32", 1, exact=True) for version in (PLAIN, "semivid"))
+    (losses, moves), (ours, our_moves) = (version.changes(steps) for version in versions)
+    apart = [_relative(a, b) for a, b in zip(losses, ours, strict=True)]
+    return max(apart + [float((a - b).norm() / a.norm()) for a, b in zip(moves, our_moves, strict=True)])
+
+
+def augmented_difference(case: str, method: str, steps: int = 8) -> float:
+    """Largest difference of some augmented batches, and of the losses of the first augmented step (relative)."""
+    from benchmarks import plain
+    from semivid.data.strong import strong_augment
+    from semivid.training.runtime import as_float
+
+    loop, ours = (Loop(version, case, METHODS[method], "float32", 1, exact=True) for version in (PLAIN, "semivid"))
+    image, o = loop.small_batch()["unlabelled"]["image"], loop.options
+    seen = [
+        plain.strong_augmentation(image.float() / 255, loop.draws(step))
+        - strong_augment(as_float(image), SEED, step, o.jitter, o.jitter_strength, o.blur)
+        for step in range(steps)
+    ]
+    both = [version.changes([version.steps_with_and_without_blur()[1]])[0] for version in (loop, ours)]
+    losses = [_relative(a, b) for a, b in zip(*both, strict=True)]
+    return max(losses + [float(images.abs().max()) for images in seen])
+
+
+def _relative(value: float, other: float) -> float:
+    """Infinite where the value is 0, for then nothing is compared."""
+    return abs(value - other) / abs(value) if value else float("inf")
+
+
+def run(case: str, threads: int, quick: bool, common: Fresh) -> list[Row]:
+    """Two rows per method and precision, seconds and memory, and the parts of one method's step.
+
+    `common`: the process in which the results are compared; time and memory have two fresh ones per row.
+    """
+    rows: list[Row] = []
+    train, network = settings(case).train, settings(case).network
+    size = f"{network.encoder}, {train.batch_size} + {train.batch_size} of {train.crop[0]}x{train.crop[1]}"
+    for method in [PROFILED] if quick else METHODS:
+        found = max(common.call(f"pseudo_label.{name}", case, method) for name in CHECKS)
+        agreement = require(found, LIMIT, f"{method} steps", "in double precision")
+        for precision in training.PRECISIONS[:1] if quick else training.PRECISIONS:
+            with Fresh(threads) as first, Fresh(threads) as second:
+                processes = {PLAIN: first, "semivid": second}
+                started = {
+                    v: p.submit("pseudo_label.start", v, case, method, precision, threads) for v, p in processes.items()
+                }
+                libraries, on_gpu, entropy = zip(*(f.result() for f in started.values()), strict=True)
+                require(_relative(*entropy), training.LIMITS[precision], f"cross entropies, {method}, {precision}")
+                seconds: dict[str, list[float]] = {version: [] for version in processes}
+                for turn in range(1 + (ROUNDS_GPU if on_gpu[0] else 1 if quick else ROUNDS)):
+                    for version, process in processes.items():
+                        taken = process.call("pseudo_label.step")
+                        if turn:  # the first is a warm-up
+                            seconds[version].append(taken)
+                peaks = [p.call("training.peak_memory") for p in processes.values()]
+                parts: dict[str, list[dict[str, float]]] = {version: [] for version in processes}
+                for _ in range(0 if method != PROFILED else 1 if quick else ROUNDS):
+                    for version, process in processes.items():
+                        parts[version].append(process.call("pseudo_label.parts"))
+            added = [peak - base for peak, base in zip(peaks, libraries, strict=True)]
+            name = f"{method} ({size}), {precision}"
+            rows.append(lower_is_better(GROUP, name, "s", *seconds.values(), agreement))
+            memory = "MB of GPU memory" if on_gpu[0] else "MB of memory"
+            rows.append(lower_is_better(GROUP, name, memory, added[:1], added[1:]))
+            rows += _rows_of_parts(f"{method}, {precision}", *parts.values())
+    return sorted(rows, key=lambda row: row.group == PARTS)
+
+
+def _rows_of_parts(name: str, plain: list[dict[str, float]], semivid: list[dict[str, float]]) -> list[Row]:
+    """One row per part in the order of the step; the case tells its share of semivid's step."""
+    medians = {part: median(seconds[part] for seconds in semivid) for part in (semivid[0] if semivid else ())}
+    return [
+        lower_is_better(
+            PARTS,
+            f"{name}: {part} ({taken / sum(medians.values()):.1%} of semivid's step)",
+            "s",
+            *([seconds[part] for seconds in version] for version in (plain, semivid)),
+        )
+        for part, taken in medians.items()
+    ]
