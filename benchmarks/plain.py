@@ -8,7 +8,6 @@ every decoder level and head, a number read back after every step, one term of t
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,10 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from semivid.models.encoder_decoder import SegmentationNet
-from semivid.pipeline.params import Optimisation, PseudoLabel
+from semivid.models.multitask import MultitaskNet
+from semivid.pipeline.params import MultitaskMethod, Optimisation, PseudoLabel
+
+Lap = Callable[[str], None]
 
 VOID = 255
 MEAN, STD = 0.45, 0.225
@@ -192,68 +194,150 @@ def mixed(values: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([mask[i] * values[i] + (1 - mask[i]) * values[(i + 1) % count] for i in range(count)])
 
 
+def autocast(image: Tensor, precision: str) -> torch.autocast:
+    return torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def pseudo_labelled_mix(
+    probabilities: Tensor, options: PseudoLabel, image: Tensor, unlabelled: Mapping[str, Tensor], draws: Draws, lap: Lap
+) -> tuple[Tensor, Tensor, float]:
+    """What the student sees and learns: (images (B, 3, H, W), labels (B, H, W), weight of the loss).
+
+    probabilities: the teacher's, (B, C, H, W); image: (B, 3, H, W) in [0, 1].
+    """
+    p = probabilities
+    if options.ground_truth:
+        for i in range(len(p)):
+            if unlabelled["labelled"][i]:
+                label = unlabelled["label"][i].long()
+                p[i] = torch.stack([(label == c).float() for c in range(p.shape[1])])
+    mask = masks(options, p, unlabelled["disparity"], draws)
+    image, p = mixed(image, mask), mixed(p, mask)
+    confidence, label = p.max(1)
+    label[confidence == 0] = VOID
+    weight = float((confidence >= options.confidence).sum()) / label.numel()
+    lap("pseudo labels, masks, mixing")
+    image = strong_augmentation(image, draws)
+    lap("strong augmentation")
+    return image, label, weight
+
+
+def update(
+    student: nn.Module,
+    teacher: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    options: PseudoLabel,
+    step: int,
+    lap: Lap,
+) -> None:
+    """Clip, step, and average; `step` counts from 0."""
+    nn.utils.clip_grad_norm_(student.parameters(), options.clip)
+    optimizer.step()
+    lap("clipping and optimiser")
+    a = min(1 - 1 / (step + 2), options.ema_decay)
+    new = dict(student.named_parameters())
+    for name, old in teacher.named_parameters():
+        old.data = a * old.data + (1 - a) * new[name].data
+    lap("moving average")
+
+
 def pseudo_label_step(
     student: SegmentationNet,
     teacher: SegmentationNet,
     optimizer: torch.optim.Optimizer,
     options: PseudoLabel,
     precision: str,
-    labelled: Mapping[str, Tensor],
-    unlabelled: Mapping[str, Tensor],
+    batch: Mapping[str, Mapping[str, Tensor]],
     step: int,
     draws: Draws,
-    lap: Callable[[str], None] = lambda part: None,
-    scores: Callable[[SegmentationNet, Tensor], Tensor] = logits,
+    lap: Lap,
 ) -> dict[str, float]:
     """One iteration of Three Ways as the specification has it (three_ways.md, sections 8 and 9); the losses.
 
-    labelled: image uint8 (B, 3, H, W), label (B, H, W); unlabelled: image, disparity (B, H, W) in [0, 1], label,
-    labelled bool (B,). lap: called with its name after each part of the step. scores: how a network gives
-    logits of float32 images.
+    batch: labelled {image uint8 (B, 3, H, W), label (B, H, W)} and unlabelled {image, disparity (B, H, W) in [0, 1],
+    label, labelled bool (B,)}. lap: called with its name after each part of the step.
     """
-    autocast = partial(torch.autocast, labelled["image"].device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    labelled, unlabelled = batch["labelled"], batch["unlabelled"]
+    dtype = next(student.parameters()).dtype
     optimizer.zero_grad()
-    with autocast():
-        supervised = F.cross_entropy(
-            scores(student, labelled["image"].float() / 255), labelled["label"].long(), ignore_index=VOID
-        )
+    image = labelled["image"].to(dtype) / 255
+    with autocast(image, precision):
+        found = logits(student, image)
+    supervised = F.cross_entropy(found.float(), labelled["label"].long(), ignore_index=VOID)
     supervised.backward()
     lap("labelled batch, forward and backward")
 
-    image = unlabelled["image"].float() / 255
+    image = unlabelled["image"].to(dtype) / 255
     with torch.no_grad():
-        with autocast():
-            p = scores(teacher, image)
+        with autocast(image, precision):
+            p = logits(teacher, image)
         lap("teacher")
-        p = p.float().softmax(1)
-        if options.ground_truth:
-            for i in range(len(p)):
-                if unlabelled["labelled"][i]:
-                    label = unlabelled["label"][i].long()
-                    p[i] = torch.stack([(label == c).float() for c in range(p.shape[1])])
-        mask = masks(options, p, unlabelled["disparity"], draws)
-        image, p = mixed(image, mask), mixed(p, mask)
-        confidence, label = p.max(1)
-        label[confidence == 0] = VOID
-        weight = float((confidence >= options.confidence).sum()) / label.numel()
-        lap("pseudo labels, masks, mixing")
-        image = strong_augmentation(image, draws)
-        lap("strong augmentation")
-    with autocast():
-        found = scores(student, image)
+        image, label, weight = pseudo_labelled_mix(p.float().softmax(1), options, image, unlabelled, draws, lap)
+    with autocast(image, precision):
+        found = logits(student, image)
     losses = F.cross_entropy(found.float(), label, ignore_index=VOID, reduction="none")
     loss = options.consistency_weight * (weight * losses).mean()
     loss.backward()
     lap("mixed batch, forward and backward")
-
-    nn.utils.clip_grad_norm_(student.parameters(), options.clip)
-    optimizer.step()
-    lap("clipping and optimiser")
-    a = min(1 - 1 / (step + 2), options.ema_decay)  # step counts from 0 here
-    for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
-        old.data = a * old.data + (1 - a) * new.data
-    lap("moving average")
+    update(student, teacher, optimizer, options, step, lap)
     return {"cross_entropy": supervised.item(), "pseudo_label": loss.item(), "confident": weight}
+
+
+def multitask_step(
+    student: MultitaskNet,
+    teacher: MultitaskNet,
+    optimizer: torch.optim.Optimizer,
+    options: MultitaskMethod,
+    precision: str,
+    batch: Mapping[str, Mapping[str, Tensor]],
+    step: int,
+    draws: Draws,
+    noise: Mapping[str, torch.Generator],
+    lap: Lap,
+) -> dict[str, float]:
+    """The same with depth (section 10): four backward calls, and the whole network in every pass.
+
+    batch: of both streams {image, neighbours uint8 (B, 2, 3, H, W), k (B, 3, 3), label}, of unlabelled also
+    {labelled}. noise: of the auto-mask, by stream.
+    """
+    dtype, losses = next(student.parameters()).dtype, {}
+    optimizer.zero_grad()
+    for stream in ("labelled", "unlabelled"):
+        data = batch[stream]
+        image = data["image"].to(dtype) / 255
+        neighbours = {o: data["neighbours"][:, i].to(dtype) / 255 for i, o in enumerate((-1, 1))}
+        with autocast(image, precision):
+            output = student.outputs(image, neighbours)
+        depth = monodepth_loss(output.disp, image, neighbours, output.transforms, data["k"].to(dtype), noise[stream])
+        if stream == "unlabelled":
+            depth.backward()
+            losses["unlabelled_depth"] = depth.item()
+            continue
+        depth.backward(retain_graph=True)
+        label = data["label"].long()
+        side = F.interpolate(output.side_logits, size=label.shape[-2:], mode="bilinear", align_corners=True)
+        segmentation = sum(F.cross_entropy(x, label, ignore_index=VOID) for x in (output.logits, side)) / 2
+        segmentation.backward()
+        losses |= {"cross_entropy": segmentation.item(), "depth": depth.item()}
+    disparity = output.disp[0].detach().float().squeeze(1)
+    disparity = torch.stack([(d - d.min()) / (d.max() - d.min()) for d in disparity])
+    del output, side, depth, segmentation
+    lap("clean batches, forward and backward")
+
+    with torch.no_grad():
+        with autocast(image, precision):
+            p = teacher.outputs(image).logits
+        lap("teacher")
+        unlabelled = {**batch["unlabelled"], "disparity": disparity}
+        image, label, weight = pseudo_labelled_mix(p.float().softmax(1), options, image, unlabelled, draws, lap)
+    with autocast(image, precision):
+        found = student.outputs(image, neighbours).logits
+    loss = (weight * F.cross_entropy(found.float(), label, ignore_index=VOID, reduction="none")).mean()
+    loss = options.consistency_weight * loss
+    loss.backward()
+    lap("mixed batch, forward and backward")
+    update(student, teacher, optimizer, options, step, lap)
+    return losses | {"pseudo_label": loss.item(), "confident": weight}
 
 
 # Depth

@@ -31,6 +31,11 @@ METHODS = {
     "ClassMix": {"mask": "class"},
     "DepthMix": {"mask": "depthmix", "margin": 0.03, "foreground": [0.0, 0.0], "frames": "all", "ground_truth": True},
 }
+MULTITASK = "multi-task"  # DepthMix with the disparity of the same step
+METHODS[MULTITASK] = METHODS["DepthMix"] | {
+    "method": "multitask", "pose_lr": 1e-6, "depth_weight": 1.0, "segmentation_weight": 1.0, "min_depth": 0.1,
+    "max_depth": 100.0, "auto_mask": True, "intrinsics": "correct", "mixed_pass": "full",
+}  # fmt: skip
 PROFILED = "DepthMix"
 CHECKS = ("difference", "augmented_difference")
 
@@ -38,8 +43,8 @@ CHECKS = ("difference", "augmented_difference")
 class Loop:
     """One network and its teacher in training, the plain or semivid's way; always the same batch.
 
-    `changes` are those of OPTIONS. `exact`: the networks compute in double precision; what is between them, images,
-    probabilities and augmentation, stays in single precision in semivid, as it always is.
+    `changes` are those of OPTIONS. `exact`: all of the networks and their inputs in double precision; the teacher's
+    probabilities and the loss on logits are in single precision, as they always are.
     """
 
     def __init__(
@@ -47,54 +52,82 @@ class Loop:
     ) -> None:
         import torch
 
-        from semivid.methods.pseudo_label import build
-        from semivid.models.encoder_decoder import build_segmentation_net
-        from semivid.pipeline.params import PseudoLabel
+        from semivid.pipeline.params import MultitaskMethod, PseudoLabel
         from semivid.training.runtime import Runtime
 
-        self.torch, params = torch, settings(case)
-        self.options, self.train, self.precision = PseudoLabel(**OPTIONS | changes), params.train, precision
-        runtime = Runtime(threads, precision)
+        self.torch, self.train, self.precision = torch, settings(case).train, precision
+        self.multitask = changes.get("method") == "multitask"
+        self.options = (MultitaskMethod if self.multitask else PseudoLabel)(**OPTIONS | changes)
+        self.runtime, self.float = Runtime(threads, precision), torch.float64 if exact else torch.float32
         torch.manual_seed(0)
         with ExitStack() as stack:
-            if version == PLAIN:  # the encoder as the library makes it
+            if version == PLAIN:  # the encoders as the library makes them
                 stack.enter_context(mock.patch("semivid.models.encoders.keep_depthwise_float32_on_cpu"))
-            network = build_segmentation_net(training.CLASSES, **network_arguments(params))
-        with torch.no_grad():
-            network.segmentation.head[-1].weight.mul_(SHARPEN)
-        if exact:
-            network.double()
+            network = self._network(case).to(self.float)
         if version == PLAIN:
             torch.use_deterministic_algorithms(False)
-            self.update = self._plain(network.to(runtime.device).train(), runtime.device)
-            self.watched = contextmanager(self._plain_laps)
+            self._start_plain(network.to(self.runtime.device).train())
         else:
-            self.method = build(_in_double(network) if exact else network, self.options, self.train, runtime, SEED)
-            runtime.place(self.method).train()
-            self.networks = self.method.student, self.method.teacher.network
-            self.update = lambda batch, step: self.method.training_step(runtime.move(batch), step)
-            self.watched = contextmanager(self._semivid_laps)
+            self._start_semivid(network)
         self.lap: Callable[[str], None] = lambda part: None
         self.batch = self._batch(*self.train.crop)
 
-    def _plain(self, student, device) -> Callable:
+    def _network(self, case: str):
+        """With random weights, and a classifier that is sure of some pixels."""
+        from semivid.models.encoder_decoder import build_segmentation_net
+        from semivid.models.multitask import build_multitask_net
+
+        arguments = network_arguments(settings(case))
+        if self.multitask:
+            shared = ("encoder", "dilated", "weights", "channels", "batch_norm", "aspp", "aspp_dropout")
+            shared = {name: arguments[name] for name in shared}
+            pose_encoder = settings(case).depth_network.pose_encoder
+            network = build_multitask_net(training.CLASSES, **shared, pose_encoder=pose_encoder)
+            head = network.mtl_decoder.seg_final_head[-1]
+        else:
+            network = build_segmentation_net(training.CLASSES, **arguments)
+            head = network.segmentation.head[-1]
+        with self.torch.no_grad():
+            head.weight.mul_(SHARPEN)
+        return network
+
+    def _start_semivid(self, network) -> None:
+        methods = [import_module(f"semivid.methods.{name}") for name in ("pseudo_label", "multitask")]
+        build = methods[self.multitask].build
+        self.method = build(network, self.options, self.train, self.runtime, SEED)
+        self.runtime.place(self.method).train()
+        self.networks = self.method.student, self.method.teacher.network
+        self.watched = contextmanager(self._semivid_laps)
+
+        def update(batch: dict, step: int) -> dict:
+            return self.method.training_step(self.runtime.move(batch), step)
+
+        def exact_update(batch: dict, step: int) -> dict:
+            with ExitStack() as stack:
+                for module in methods:
+                    stack.enter_context(mock.patch.object(module, "as_float", lambda image: image.double() / 255))
+                return update(batch, step)
+
+        self.update = exact_update if self.float is self.torch.float64 else update
+
+    def _start_plain(self, student) -> None:
         import copy
 
         from benchmarks import plain
 
-        teacher, optimizer = copy.deepcopy(student), plain.optimizer(student, self.options)
+        teacher = copy.deepcopy(student.without_pose() if self.multitask else student)
+        optimizer = plain.optimizer(student, self.options)
         self.networks = student, teacher
-        dtype = next(student.parameters()).dtype
-
-        def scores(network, image):
-            return plain.logits(network, image.to(dtype)).float()
+        self.watched = contextmanager(self._plain_laps)
 
         def update(batch: dict, step: int) -> dict[str, float]:
-            labelled, unlabelled = ({k: v.to(device) for k, v in batch[name].items()} for name in batch)
             means = student, teacher, optimizer, self.options, self.precision
-            return plain.pseudo_label_step(*means, labelled, unlabelled, step, self.draws(step), self.lap, scores)
+            batch, draws = self.runtime.move(batch), self.draws(step)
+            if self.multitask:
+                return plain.multitask_step(*means, batch, step, draws, self.noise(step), self.lap)
+            return plain.pseudo_label_step(*means, batch, step, draws, self.lap)
 
-        return update
+        self.update = update
 
     def draws(self, step: int):
         """What semivid draws in `step`, as `plain.Draws`; were it to draw otherwise, the losses would differ."""
@@ -109,6 +142,15 @@ class Loop:
         factors = generator(SEED, "colour jitter", step).uniform(-o.jitter_strength, o.jitter_strength, (count, 4))
         mask = generator(SEED, "mask", step).random((count, training.CLASSES))
         return Draws(mask, u_jitter < o.jitter, u_blur < o.blur, order, factors, sigma)
+
+    def noise(self, step: int) -> dict:
+        """The auto-mask's generators of semivid in `step`, by stream."""
+        from semivid.training.rng import torch_seed
+
+        return {
+            stream: self.torch.Generator().manual_seed(torch_seed(SEED, "auto-mask noise", stream, step))
+            for stream in ("labelled", "unlabelled")
+        }
 
     def _batch(self, width: int, height: int) -> dict:
         """Blobs of colour, classes and disparity with some noise, the same in every process."""
@@ -132,9 +174,16 @@ class Loop:
         labelled = torch.arange(count) % 2 == 0
         truth = labels()
         truth[~labelled] = 255
-        disparity = blobs(1)[:, 0]
-        unlabelled = {"image": images(), "disparity": disparity, "label": truth, "labelled": labelled}
-        return {"labelled": {"image": images(), "label": labels()}, "unlabelled": unlabelled}
+        streams = {
+            "labelled": {"image": images(), "label": labels()},
+            "unlabelled": {"image": images(), "disparity": blobs(1)[:, 0], "label": truth, "labelled": labelled},
+        }
+        if self.multitask:
+            k = torch.tensor([[0.6 * width, 0, width / 2], [0, 0.6 * width, height / 2], [0, 0, 1]], dtype=self.float)
+            for stream in streams.values():
+                stream["neighbours"] = torch.stack([stream["image"].roll(shift, -1) for shift in (-2, 2)], 1)
+                stream["k"] = k.repeat(count, 1, 1)
+        return streams
 
     def steps_with_and_without_blur(self) -> list[int]:
         """The first step whose batch is jittered alone, and the first that is blurred as well."""
@@ -145,7 +194,7 @@ class Loop:
         return self._batch(training.SMALL, training.SMALL)
 
     def changes(self, steps: Sequence[int]) -> tuple[list[float], list]:
-        """Losses of some steps on small images, three per step, and how the parameters of both networks moved.
+        """Losses of some steps on small images, by name, and how the parameters of both networks moved.
 
         The parameters of a network are one vector.
         """
@@ -157,7 +206,8 @@ class Loop:
 
         start = vectors()
         batch = self.small_batch()
-        losses = [float(loss) for step in steps for loss in self.update(batch, step).values()]
+        rows = [self.update(batch, step) for step in steps]
+        losses = [float(row[name]) for row in rows for name in sorted(row)]
         return losses, [end - begin for end, begin in zip(vectors(), start, strict=True)]
 
     def step(self) -> float:
@@ -213,21 +263,6 @@ class Loop:
             for owner, name, before, after in points:
                 stack.enter_context(mock.patch.object(owner, name, told(getattr(owner, name), before, after)))
             yield
-
-
-def _in_double(network):
-    """`network`, a module of double precision, for images of single precision."""
-    from torch import nn
-
-    class InDouble(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network, self.parameter_groups = network, network.parameter_groups
-
-        def forward(self, images):
-            return self.network(images.double())
-
-    return InDouble()
 
 
 _loop: Loop  # of this process
@@ -310,7 +345,9 @@ def run(case: str, threads: int, quick: bool, common: Fresh) -> list[Row]:
     for method in [PROFILED] if quick else METHODS:
         found = max(common.call(f"pseudo_label.{name}", case, method) for name in CHECKS)
         agreement = require(found, LIMIT, f"{method} steps", "in double precision")
-        for precision in training.PRECISIONS[:1] if quick else training.PRECISIONS:
+        # The others differ from DepthMix by their masks alone.
+        both = method in (PROFILED, MULTITASK) and not quick
+        for precision in training.PRECISIONS if both else training.PRECISIONS[:1]:
             with Fresh(threads) as first, Fresh(threads) as second:
                 processes = {PLAIN: first, "semivid": second}
                 started = {
