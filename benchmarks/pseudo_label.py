@@ -21,10 +21,10 @@ SEED = 3
 SHARPEN = 12.0  # the random classifier's weights times this, so that the teacher is sure of some pixels
 # The paper's settings (three_ways.md, sections 8, 9 and 12).
 OPTIONS = {
-    "optimizer": "sgd", "lr": 1e-2, "encoder_lr": 1e-3, "weight_decay": 5e-4, "schedule": "constant",
-    "milestones": [], "clip": 10.0, "mask": "none", "margin": None, "foreground": None, "frames": "unlabelled",
-    "ground_truth": False, "consistency_weight": 1.0, "confidence": 0.968, "ema_decay": 0.99, "jitter": 0.8,
-    "jitter_strength": 0.25, "blur": 0.5,
+    "method": "pseudo_label", "optimizer": "sgd", "lr": 1e-2, "encoder_lr": 1e-3, "weight_decay": 5e-4,
+    "schedule": "constant", "milestones": [], "clip": 10.0, "mask": "none", "margin": None, "foreground": None,
+    "frames": "unlabelled", "ground_truth": False, "consistency_weight": 1.0, "confidence": 0.968, "ema_decay": 0.99,
+    "jitter": 0.8, "jitter_strength": 0.25, "blur": 0.5,
 }  # fmt: skip
 METHODS = {
     "mean teacher": {},

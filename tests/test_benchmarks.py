@@ -122,13 +122,16 @@ def test_depth_difference_sees_a_wrong_loss(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("method", "changes"),
-    [("mean teacher", {}), ("ClassMix", {"frames": "all", "ground_truth": True}), ("multi-task", {})],
-    ids=str,
+    ("method", "steps", "changes"),
+    [
+        ("mean teacher", (1, 2), {}),
+        ("ClassMix", (1, 2), {"frames": "all", "ground_truth": True}),
+        (pseudo_label.MULTITASK, (1,), {}),
+    ],
 )
-def test_pseudo_label_steps_are_the_specification_s(method, changes):
+def test_pseudo_label_steps_are_the_specification_s(method, steps, changes):
     """Losses, and how student and teacher move; two steps, so that momentum counts. The quick run compares DepthMix."""
-    assert pseudo_label.difference("street", method, (1, 2), **changes) < 1e-6
+    assert pseudo_label.difference("street", method, steps, **changes) < 1e-6
 
 
 def test_pseudo_label_difference_sees_a_wrong_average(monkeypatch):
