@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 export PATH := $(BIN):$(PATH)
 
-.PHONY: table3 flow all repro test check check-slow lint format benchmarks preset keep plan doctor
+.PHONY: table3 flow methods all repro test check check-slow lint format benchmarks preset keep plan doctor
 .DEFAULT_GOAL := table3
 
 $(VENV)/installed: requirements.txt requirements.lock pyproject.toml
@@ -23,6 +23,9 @@ table3: $(VENV)/installed      ## raw video to results/table3.csv, and what belo
 
 flow: $(VENV)/installed        ## results/flow_consistency.csv: with and without flow consistency loss
 	snakemake --cores all results/flow_consistency.csv
+
+methods: $(VENV)/installed     ## results/methods.csv, table1.csv, table2.csv: all methods, and the tables of Three Ways
+	snakemake --cores all results/methods.csv results/table1.csv results/table2.csv
 
 all: $(VENV)/installed         ## every table
 	snakemake --cores all

@@ -220,13 +220,13 @@ def test_what_does_not_fit_says_why(tmp_path, depth):
     cut = {key: value for key, value in state.items() if key != "mtl_decoder.sa_seg.attention.weight"}
     save_file(cut, tmp_path / "cut.safetensors")
     text = report(tmp_path / "cut.safetensors")
-    assert "does not fit network.architecture multitask: mtl_decoder: does not fit this network: lacks sa_seg" in text
+    assert "does not fit multitask_network: mtl_decoder: does not fit this network: lacks sa_seg" in text
     save_file(
         state | {"mtl_decoder.sa_seg.conv.weight": torch.full((6, 6, 3, 3), np.nan)}, tmp_path / "nan.safetensors"
     )
     text = report(tmp_path / "nan.safetensors")
     assert "  infinite or not a number: 1 tensors, the first mtl_decoder.sa_seg.conv.weight\n" in text
-    assert "does not fit network.architecture multitask: mtl_decoder: 1 of 210 tensors hold values that are inf" in text
+    assert "does not fit multitask_network: mtl_decoder: 1 of 210 tensors hold values that are inf" in text
 
     other = build_encoder("resnet18", dilated=False)
     save_parts({"depth": depth.depth, "encoder": other}, tmp_path / "mixed")

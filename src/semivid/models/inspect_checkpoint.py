@@ -192,7 +192,7 @@ def _candidates(parts: Mapping[str, State]) -> Iterator[Candidate]:
 
     if encoder and (options := _multitask(parts.get("mtl_decoder", {}))):
         net = build_multitask_net(dilated=False, **whole, **options)
-        yield built("network.architecture multitask", options | whole, net, ["encoder", "mtl_decoder", *pose])
+        yield built("multitask_network", options | whole, net, ["encoder", "mtl_decoder", *pose])
     if encoder and (options := _segmentation(parts.get("segmentation", {}))):
         net = build_segmentation_net(encoder=encoder, dilated=False, **options)
         told = options | {"encoder": encoder}

@@ -61,6 +61,6 @@ def _targets(network: nn.Module) -> dict[str, list[nn.Module]]:
             targets |= {"pose_encoder": [network.pose_net.pose_encoder], "pose": [network.pose_net.pose]}
         return targets
     raise UserError(
-        f"depth weights do not fit a {type(network).__name__}: set network.architecture to encoder_decoder or "
-        "multitask, or leave the transfer out"
+        f"depth weights do not fit a {type(network).__name__}: set network.architecture to "
+        "encoder_decoder, or leave the transfer out"
     )

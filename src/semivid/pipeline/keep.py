@@ -6,7 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
-RESULTS = ("table3.csv", "table3.md", "runs.csv", "depth.json", "report", "flow_consistency.csv", "flow_consistency.md")
+TABLES = ("table3", "flow_consistency", "methods", "table1", "table2")
+RESULTS = (*(f"{name}.{kind}" for name in TABLES for kind in ("csv", "md")), "runs.csv", "depth.json", "report")
 LISTS = ("selected", "fractions")
 
 
