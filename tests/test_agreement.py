@@ -19,7 +19,7 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
-from small import small_params
+from small import small_params, with_random_alone
 
 ROOT = Path(__file__).resolve().parent.parent
 TABLES = ["table3", "report"]
@@ -28,44 +28,75 @@ TRAINED = ["train@*", *SCORED]
 FLOW_SCORED = ["evaluate_flow@*", "flow_table"]
 FLOW_CONSISTENCY = ["train_flow@*", "evaluate_flow@flow_consistency-*", "flow_table"]
 FLOW_TRAINED = ["train_flow_baseline@*", "train_flow@*", *FLOW_SCORED]
-FLOW = ["flow", "train_flow@*", *FLOW_SCORED]
+
+METHOD_TABLES = ["methods_table", "table1", "table2"]
+METHODS_SCORED = ["evaluate_methods@*", "evaluate_multitask@*", *METHOD_TABLES]
+FLOW = ["flow", "train_flow@*", *FLOW_SCORED, *METHODS_SCORED]
+
+
+def of_methods(*methods):
+    """Training, evaluation and tables of some methods of `compare`."""
+    return [f"{kind}@{method}-*" for kind in ("train_*", "evaluate_m*") for method in methods] + METHOD_TABLES
+
+
+PLAIN = of_methods("transfer_plain")
+MIXED = of_methods("classmix", "depthmix", "transfer_depthmix_gt", "multitask_depthmix_gt")
+BY_DEPTH = of_methods("depthmix", "transfer_depthmix_gt")
+FROM_DEPTH = of_methods("transfer", "transfer_depthmix_gt", "multitask_depthmix_gt")
+ON_NETWORK = [*of_methods("classmix", "depthmix", "transfer*", "supervised")]
+METHODS = [*ON_NETWORK, *MIXED]
+
 DS_US = ["select_student@*", "train@supervised-ds_us-*", "evaluate@supervised-ds_us-*", *TABLES]
-TEACHER = ["depth_finetune", "depth_scores", "disparity", *DS_US]
-DEPTH = ["depth_pretrain", *TEACHER]
-RANDOM = ["select_names@*", "train@supervised-random-*", "evaluate@supervised-random-*", *TABLES]
-MASKS = ["masks", "disparity", *DS_US, *RANDOM, "flow", "fraction_lists@*", *FLOW_TRAINED]
+MODEL = ["depth_scores", "disparity", *DS_US, *BY_DEPTH, *FROM_DEPTH]
+TEACHER = ["depth_finetune", *MODEL]
+BOTH = [*TEACHER, "depth_finetune_plain", *PLAIN]
+DEPTH = ["depth_pretrain", *BOTH]
+RANDOM = ["select_names@*", "train@supervised-random-*", "evaluate@supervised-random-*", *TABLES, *METHODS]
+MASKS = ["masks", "disparity", *DS_US, *RANDOM, "flow", "fraction_lists@*", *FLOW_TRAINED, *METHODS_SCORED]
 FRAMES = ["frames", *MASKS, *DEPTH]
 
 KEYS = {  # at least one of every block of params.yaml: another value, and who must run again
     "data__holdout": (0.5, FRAMES),
-    "data__name": ("x", [*RANDOM, *SCORED, *FLOW_SCORED]),
+    "data__name": ("x", [*RANDOM, *SCORED, *FLOW_SCORED, *METHODS_SCORED]),
     "render__seed": (2, ["render", "depth_scores"]),
     "frames__quality": (50, FRAMES),
     "depth_network__aspp_rates": ([1, 2], DEPTH),
     "depth_pretrain__lr": (0.5, DEPTH),
-    "depth_finetune__lr": (0.5, TEACHER),
-    "disparity__bits": (8, ["disparity", *DS_US]),
+    "depth_finetune__lr": (0.5, BOTH),
+    "depth_finetune__feature_distance": (0.5, TEACHER),
+    "depth_model": ("models/depth_finetune_plain", MODEL),
+    "disparity__bits": (8, ["disparity", *DS_US, *BY_DEPTH]),
     "flow__method": ("best", FLOW),
     "flow__dis__preset": ("fast", FLOW),
     "flow__pyflow__alpha": (0.5, []),  # read by a method that is not asked for
     "select__ds_us__bias": (3.0, DS_US),
     "select__us__lr": (0.5, []),  # read by a criterion that is no row of this table
-    "network__head_channels": (8, [*TRAINED, *FLOW_TRAINED]),
-    "train__iterations": (4, [*TRAINED, *FLOW_TRAINED]),
-    "methods__supervised__lr": (0.5, TRAINED),
+    "network__head_channels": (8, [*TRAINED, *FLOW_TRAINED, *ON_NETWORK]),
+    "train__iterations": (4, [*TRAINED, *FLOW_TRAINED, *METHODS, *METHODS_SCORED]),
+    "methods__supervised__lr": (0.5, [*TRAINED, *of_methods("supervised")]),
     "methods__flow_baseline__lr": (0.5, FLOW_TRAINED),
     "methods__flow_consistency__weight": (0.5, FLOW_CONSISTENCY),
-    "evaluate__batch_size": (1, [*SCORED, *FLOW_SCORED]),
+    "methods__depthmix__margin": (0.5, of_methods("depthmix")),
+    "methods__transfer_plain__lr": (0.5, PLAIN),
+    "evaluate__batch_size": (1, [*SCORED, *FLOW_SCORED, *METHODS_SCORED]),
     "table3__seeds": ([7, 25, 42], ["select_names@random-42", "select_student@ds_us-42", "*@*-2-42", *TABLES]),
     "table3__seeds less": ([7], TABLES),
     "table3__labels": ([2, 3], ["train@*-3-*", "evaluate@*-3-*", *TABLES]),
     "table3__rows": (["random"], TABLES),
     "flow_table__percents": ([50, 100], ["fraction_lists@*", *FLOW_TRAINED]),
+    "transfer__decoder": (False, of_methods("transfer", "transfer_plain", "transfer_depthmix_gt")),
+    "multitask_network__final_layer": (8, of_methods("multitask_depthmix_gt")),
+    "compare__seeds": ([7, 25], ["train_m*@*-25", "train_t*@*-25", "evaluate_m*@*-25", *METHOD_TABLES]),
+    "methods_table__rows": (["supervised-random"], ["methods_table"]),
+    "table1__rows": (["supervised-random"], ["table1"]),
+    "table2__rows": (["supervised-random"], ["table2"]),
 }
 FILES = {
-    "src/semivid/methods/supervised.py": TRAINED,
-    "src/semivid/selection/diversity.py": ["disparity", *DS_US],
-    "src/semivid/training/loop.py": [*DEPTH, *TRAINED, *FLOW_TRAINED],
+    "src/semivid/methods/supervised.py": [*TRAINED, *of_methods("supervised", "transfer", "transfer_plain")],
+    "src/semivid/methods/pseudo_label.py": MIXED,
+    "src/semivid/methods/multitask.py": of_methods("multitask_depthmix_gt"),
+    "src/semivid/selection/diversity.py": ["disparity", *DS_US, *BY_DEPTH],
+    "src/semivid/training/loop.py": [*DEPTH, *TRAINED, *FLOW_TRAINED, *METHODS],
     "src/semivid/methods/flow_consistency.py": FLOW_TRAINED,
     "src/semivid/flow/estimators.py": FLOW,
     "src/semivid/evaluation/chart.py": ["report"],
@@ -73,6 +104,14 @@ FILES = {
     "stages/evaluate.py": SCORED,
     "raw/leftImg8bit_sequence": FRAMES,
     "raw/gtFine": MASKS,
+}
+FAMILIES = {  # of `compare`
+    "mix": "classmix",
+    "mix_depth": "depthmix",
+    "transfer": "transfer",
+    "transfer_plain": "transfer_plain",
+    "transfer_mix_depth": "transfer_depthmix_gt",
+    "multitask": "multitask_depthmix_gt",
 }
 
 
@@ -103,6 +142,11 @@ class Checkout:
         params["table3"] |= {"labels": [2], "rows": ["random", "ds_us"]}
         params["table3"]["select"] = {"names": ["random"], "features": [], "student": ["ds_us"], "labels": []}
         params["flow_table"] |= {"percents": [50], "seeds": [7]}
+        params["compare"]["labels"] = [2]
+        for family, block in params["compare"].items():
+            if isinstance(block, dict):
+                block["methods"] = [FAMILIES[family]] if family in FAMILIES else []
+        with_random_alone(params)
         for key, value in changes.items():
             *parents, last = key.split("__")
             block = params
@@ -231,7 +275,7 @@ def test_no_others_run_and_taking_it_back_runs_nothing(checkout, what, run, rest
     undo = checkout.set
     if what == "batch size":
         checkout.set(evaluate__batch_size=1)
-        patterns, surely = [*SCORED, *FLOW_SCORED], ["evaluate@*", "evaluate_flow@*"]
+        patterns, surely = [*SCORED, *FLOW_SCORED, *METHODS_SCORED], ["evaluate@*", "evaluate_*@*"]
     elif what == "mask":
         undo = change(checkout.folder / "raw/gtFine")
         patterns, surely = MASKS, ["masks"]

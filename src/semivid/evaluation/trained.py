@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from semivid.data.index import Classes, Index, read_classes, read_index
-from semivid.data.store import FrameStore
-from semivid.errors import UserError
 from semivid.evaluation.inference import flip_averaged
 from semivid.models.build import build_network
 from semivid.models.checkpoints import load_strictly, read_state
-from semivid.pipeline.params import Block, Params, read_params
+from semivid.pipeline.params import Block
 from semivid.training.runtime import Runtime
 
 Predict = Callable[[torch.Tensor], torch.Tensor]
@@ -40,35 +36,6 @@ def with_weights(network: torch.nn.Module, run: str, runtime: Runtime, flip: boo
             return network(images).float()
 
     return flip_averaged(predict) if flip else predict
-
-
-@dataclass(frozen=True)
-class OpenRun:
-    """A trained network with all that is needed to look at it: parameters, classes, frames, device."""
-
-    params: Params
-    classes: Classes
-    index: Index
-    store: FrameStore
-    runtime: Runtime
-    predict: Predict
-
-
-def open_run(run: str, flip: bool = False, store: FrameStore | None = None) -> OpenRun:
-    """Open ``models/RUN.safetensors`` with the params.yaml at hand; for commands that are no stages.
-
-    Raises UserError if there is no such run, or it was trained with another network or other classes.
-    """
-    if not Path(f"models/{run}.safetensors").exists():
-        there = ", ".join(sorted(p.stem for p in Path("models").glob("*-*.safetensors"))[:8])
-        raise UserError(f"models/{run}.safetensors: no such run{f'; there are {there}, ...' if there else ''}")
-    params = read_params()
-    runtime = Runtime(params.evaluate.threads, params.train.precision)
-    classes = read_classes(Path("data/prepared/classes.json"))
-    predict = trained_network(run, len(classes.names), params.network, runtime, flip)
-    return OpenRun(
-        params, classes, read_index(Path("data/prepared/index.csv")), store or FrameStore(), runtime, predict
-    )
 
 
 def protocol(params, frames: int, network: Block | None = None) -> dict[str, str | int]:

@@ -15,7 +15,7 @@ import numpy as np
 from semivid.errors import UserError
 from semivid.evaluation.confusion import confusion_matrix, scores
 from semivid.evaluation.inference import segment
-from semivid.evaluation.trained import open_run
+from semivid.evaluation.open_run import open_run
 
 TITLES = {
     "accuracy": "overall accuracy",

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from semivid.data.index import Frame
 from semivid.errors import UserError
 from semivid.evaluation.inference import whole_frames
+from semivid.evaluation.open_run import OpenRun, open_run
 from semivid.evaluation.pictures import contact_sheet, write_rgb
-from semivid.evaluation.trained import OpenRun, open_run
 from semivid.flow.colours import flow_colours
 from semivid.flow.store import FlowStore
 from semivid.methods.flow_consistency_loss import pair_weights
