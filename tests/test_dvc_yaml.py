@@ -468,6 +468,10 @@ def test_every_stage_runs_on_its_declared_inputs_and_makes_its_declared_outputs(
     for row in rows[:-1]:
         world.run("evaluate_methods", row=row, labels=4, seed=7)
     world.run("evaluate_multitask", **item | {"method": "multitask_depthmix_gt"})
+    monkeypatch.chdir(world.folder)
+    run = "multitask_depthmix_gt-random-4-7"
+    kept = json.loads(Path(f"results/methods/{run}.json").read_text())
+    assert f"mean IoU                {100 * kept['miou']:7.2f}" in validate.validate(run, flip=False)
     one_row = small_params()
     one_row["flow_table"] |= {"percents": [50], "seeds": [7]}
     one_row["table3"] |= {
