@@ -45,8 +45,8 @@ class MapillaryReader(Reader):
 def classes_file(config: Path | str) -> str:
     """A classes file (YAML) of all 65 classes, with the names and colours of a release's config.json.
 
-    Three Ways trains on these (section 3); ``presets/classes/mapillary19.yaml`` has Cityscapes' 19 instead. Write it
-    with ``python -c "from semivid.data.readers.mapillary import classes_file as f; print(f('config.json'))"``.
+    Three Ways trains on these (section 3); ``presets/classes/mapillary19.yaml`` has Cityscapes' 19 instead.
+    ``python -m semivid.data.mapillary_classes config.json`` prints it.
     Raises UserError if the file is no config.json of version 1.1 or 1.2.
     """
     labels = _labels(Path(config))
