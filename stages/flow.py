@@ -23,11 +23,13 @@ def main(stage: Stage) -> None:
     chosen = getattr(options, options.method).model_dump()
     settings = FlowSettings(options.method, chosen, options.backward, options.format, options.pictures)
     computed = precompute(pairs, settings, stage.work / key, stage.workers, stage.name)
+    count = len(computed) or 1
     log.info(
-        "%d pairs; mean warping error %.2f grey levels (without flow %.2f)",
+        "%d pairs; mean warping error %.2f grey levels (without flow %.2f)%s",
         len(computed),
-        sum(p.error for p in computed) / len(computed),
-        sum(p.error_still for p in computed) / len(computed),
+        sum(p.error for p in computed) / count,
+        sum(p.error_still for p in computed) / count,
+        "" if computed else ": single photographs, no video",
     )
     with replacing("data/flow") as out:
         shutil.move(stage.work / key, out)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from dvc.dependency import param as dvc_param
 from ruamel.yaml import YAML
 
 from semivid.errors import UserError
@@ -276,12 +277,14 @@ def test_dvc_resolves_every_stage_of_a_preset(tmp_path, monkeypatch, preset):
     repo = dvc_repo(tmp_path, monkeypatch, text)
     stages = {s.addressing: s for s in repo.index.stages}
     raw = YAML(typ="safe").load(text)
+    params = Params.model_validate(raw)
+    monkeypatch.setattr(dvc_param, "load_path", functools.cache(dvc_param.load_path))  # once, not once per stage
     expected = set()
     for name, entry in STAGES.items():
         axes = []
         for values in entry.get("matrix", {}).values():
             listed = values if isinstance(values, list) else [values]
-            resolved = [pick(Params.model_validate(raw), (v[2:-1],))[v[2:-1]] for v in listed]
+            resolved = [pick(params, (v[2:-1],))[v[2:-1]] for v in listed]
             axes.append(resolved if isinstance(values, list) else resolved[0])
         items = ["-".join(map(str, combination)) for combination in itertools.product(*axes)]
         expected |= {f"{name}@{i}" if i else name for i in items}

@@ -540,3 +540,18 @@ def test_an_interrupted_stage_goes_on_and_another_method_starts_afresh(index, tm
     flow_main(flow_stage())
     assert len(computed) == 3 + 7, "the flow of another method was taken up"
     assert files(Path("data/flow")) == whole
+
+
+def test_photographs_have_no_flow_and_no_agreement(tmp_path, monkeypatch):
+    """Data of single pictures (Mapillary Vistas) can be evaluated; what learns from flow says what is missing."""
+    photographs = write_prepared(tmp_path, train=(1, 1, 1), val=(1, 1))
+    monkeypatch.chdir(tmp_path)
+    flow_main(flow_stage())
+    assert list(files(Path("data/flow"))) == ["index.csv"] and read_flow_index(Path("data/flow/index.csv")) == {}
+    agreement = TemporalAgreement(FlowStore(Path("data/flow")))
+    agreement.start(photographs.select("val"))
+    for frame in photographs.select("val"):
+        agreement.add(frame, np.zeros((32, 64), np.uint8))
+    assert (agreement.share, agreement.pairs) == (None, 0)
+    with pytest.raises(UserError, match="none of 3 training frames has a next one"):
+        unlabelled_frames(photographs, "all")

@@ -45,11 +45,12 @@ class FlowSettings:
 def pairs_to_compute(index: Index, annotated: bool) -> list[tuple[Frame, Frame]]:
     """(frame, next frame of its video) of all frames that have one, in order; annotated: of those with a mask alone.
 
-    Raises UserError if there is not one pair.
+    None for a collection of photographs, where every frame is a sequence of its own: such data have no flow.
+    Raises UserError if there is a sequence of several frames and yet not one pair.
     """
     pairs = [(f, index.neighbour(f, 1)) for f in index.select(labelled=True if annotated else None)]
     found = [(first, second) for first, second in pairs if second is not None]
-    if not found:
+    if not found and len({(f.split, f.sequence) for f in index.frames}) < len(index.frames):
         raise UserError(
             "no frame has a next one in its video: flow needs consecutive frames (names that end in consecutive "
             "numbers; see docs/own_data.md), or set `flow.frames` to all"
