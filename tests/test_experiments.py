@@ -11,7 +11,7 @@ import yaml
 from semivid import experiments
 from semivid.data.cameras import read_camera_json
 from semivid.errors import UserError
-from semivid.experiments import CONFIGURATIONS, find, targets
+from semivid.experiments import CONFIGURATIONS, find
 from semivid.pipeline import preset as presets
 from semivid.pipeline.params import Params, read_params
 from semivid.training.loop import is_evaluated
@@ -75,6 +75,10 @@ def params_of(tmp_path_factory):
     return params
 
 
+def targets(*args, **options):
+    return [target.file for target in experiments.targets(*args, **options)]
+
+
 def value(params, key):
     for part in key.split("."):
         params = getattr(params, part)
@@ -82,20 +86,21 @@ def value(params, key):
 
 
 def made(params):
-    """{output: name of the stage's script} of dvc.yaml with these params."""
+    """{output: DVC's name of the stage} of dvc.yaml with these params."""
     outputs = {}
-    for entry in STAGES.values():
+    for name, entry in STAGES.items():
         axes = []
         for axis in entry.get("matrix", {}).values():
             listed = axis if isinstance(axis, list) else [axis]
             found = [value(params, v[2:-1]) for v in listed]
             axes.append(found if isinstance(axis, list) else found[0])
-        script = re.search(r"stages/(\w+)\.py", entry["cmd"])[1]
         kinds = [*entry.get("outs", []), *entry.get("metrics", []), *entry.get("plots", [])]
         for item in itertools.product(*axes):
             chosen = dict(zip(entry.get("matrix", {}), item, strict=True))
             for out in [next(iter(o)) if isinstance(o, dict) else o for o in kinds]:
-                outputs[re.sub(r"\$\{item\.(\w+)\}", lambda m, c=chosen: str(c[m[1]]), out)] = script
+                outputs[re.sub(r"\$\{item\.(\w+)\}", lambda m, c=chosen: str(c[m[1]]), out)] = "@".join(
+                    [name, "-".join(map(str, item))] if item else [name]
+                )
     return outputs
 
 
@@ -153,7 +158,10 @@ def test_a_preset_has_its_configurations(params_of, preset):
                 targets(configuration, params)
             continue
         found = targets(configuration, params)
-        assert set(found) <= set(outputs) and not every & set(found), name
+        assert not every & set(found), name
+        for models in (False, True):
+            for target in experiments.targets(configuration, params, models=models):
+                assert outputs[target.file] == target.stage
         every |= set(found)
         if number == 211:
             assert len(found) == 3
@@ -172,7 +180,7 @@ def test_rows_are_trained_as_published(params_of, preset):
         for weights in targets(configuration, params, models=True):
             method, selection, _, seed = Path(weights).stem.split("-")
             from_depth, mix = TRAININGS[re.sub(r"^sel_(ent|us|ds_us|ds)_", "", name)]
-            entry, block = STAGES[outputs[weights]], getattr(params.methods, method)
+            entry, block = STAGES[outputs[weights].split("@")[0]], getattr(params.methods, method)
             multitask = configuration.experiment == 212
             assert ("${depth_model}" in entry["deps"]) == from_depth, name
             assert ("data/disparity" in entry["deps"]) == (mix is not None and mix[0] == "depthmix" and not multitask)
@@ -420,6 +428,10 @@ def test_the_command_prints_targets_and_nothing_else(monkeypatch, capsys):
         f"# {expected[0]}: cityscapes_scratch_D372random_S42_{network}",
         f"# {expected[1]}: cityscapes_transfer_dcompgt0030_D372random_S42_{network}_Unlab*depthcompjitblur",
     ]
+    assert call(monkeypatch, capsys, *arguments, "--stages")[1] == [
+        "evaluate_methods@supervised-random-372-42",
+        "evaluate_methods@transfer_depthmix_gt-random-372-42",
+    ]
     _, out, err = call(monkeypatch, capsys, 210, "sel_ds_scratch", "--models", "--verbose", "--params", path)
     assert out[0] == "models/supervised-published_ds-100-7.safetensors"
     assert err[0].startswith(f"# {out[0]}: cityscapes_sel_ds_scratch_D100fixed_S7_sgd")
@@ -428,11 +440,13 @@ def test_the_command_prints_targets_and_nothing_else(monkeypatch, capsys):
 def test_the_command_reports_every_fault_at_once(monkeypatch, capsys):
     path = ROOT / "presets/street.yaml"
     code, out, err = call(monkeypatch, capsys, 210, "scrach", "pad_transfer_dcompgt0030")
-    assert (code, out, len(err)) == (2, [], 2)
+    assert (code, len(err)) == (2, 2)
+    # `snakemake $(...)` must not be left without a target, which means all
+    assert out == [experiments.REFUSED] and out[0] not in made(read_params(path))
     code, out, err = call(
         monkeypatch, capsys, 210, "scratch", "transfer", "--labels", 5, "--seeds", 9, "--params", path
     )
-    assert (code, out, len(err)) == (2, [], 4)
+    assert (code, out, len(err)) == (2, [experiments.REFUSED], 4)
     assert all(line.startswith("error: ") for line in err)
 
 

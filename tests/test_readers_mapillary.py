@@ -1,6 +1,7 @@
 """Mapillary Vistas on a small made-up release: photographs of many sizes, palette masks, config.json."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 import yaml
 from PIL import Image
 
+from semivid.data import mapillary_classes
 from semivid.data.classes import read_class_file
 from semivid.data.index import read_classes, read_index
 from semivid.data.prepare import prepare_frames, prepare_masks
@@ -206,6 +208,23 @@ def test_all_65_classes(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"labels": [{"name": "a"}] * 66}))
     with pytest.raises(UserError, match=r"has a class without name or colour"):
         classes_file(tmp_path / "config.json")
+
+
+def test_the_command_prints_the_classes_file(tmp_path, monkeypatch, capfdbinary):
+    write_config(tmp_path, 66)
+    monkeypatch.setattr(sys, "argv", ["mapillary_classes", str(tmp_path / "config.json")])
+    mapillary_classes.main()
+    sys.stdout.flush()
+    (tmp_path / "all.yaml").write_bytes(capfdbinary.readouterr().out)
+    classes, code = read_class_file(tmp_path / "all.yaml")
+    assert classes.names[64] == "Object 64 - Ä: (x)" and len(classes.names) == 65
+    assert code.train == {n: n for n in range(65)}  # and 65 is no class
+    write_config(tmp_path, 124)
+    with pytest.raises(SystemExit) as stop:
+        mapillary_classes.main()
+    told = capfdbinary.readouterr()
+    assert stop.value.code == 2 and told.out == b""
+    assert told.err.startswith(b"error: ") and told.err.endswith(b"lists 124 classes, not the 66 of version 1.2\n")
 
 
 def test_the_folder_above(tmp_path):

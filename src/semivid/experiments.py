@@ -1,7 +1,8 @@
 """The configurations that Three Ways published, by name, as targets of the pipeline: `python -m semivid.experiments`.
 
 ``python -m semivid.experiments 210`` lists experiment 210: the published name, our row METHOD-SELECTION, what it is.
-``snakemake --cores all $(python -m semivid.experiments 210 scratch_classmix --labels 372)`` runs one of them.
+``snakemake --cores all $(python -m semivid.experiments 210 scratch_classmix --labels 372)`` runs one of them; with
+``--stages`` it prints what ``dvc repro`` takes.
 Names and what they stand for: three_ways.md (specification), sections 11 and 12; docs/three_ways.md.
 """
 
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from semivid.errors import UserError, raise_all
 from semivid.pipeline.params import Params, read_params
@@ -23,6 +24,9 @@ CRITERIA = {"ent": "entropy", "us": "us", "ds": "ds", "ds_us": "ds_us"}
 
 ALL_LABELS = {"cityscapes": 2975, "camvid": 367, "mapillary": 18000}
 """`data.name` -> number of annotated training frames."""
+
+REFUSED = "refused-by-semivid.experiments"
+"""Printed instead of targets: `snakemake $(...)` of nothing at all would run the whole pipeline."""
 
 ALL_LABELS_PRESET = {"cityscapes": "cityscapes_2975", "camvid": "camvid_three_ways_367", "mapillary": "mapillary_18000"}
 
@@ -73,6 +77,14 @@ class Configuration:
         mask = {"depthmix": "depthcomp"}.get(self.settings.get("mask"), self.settings.get("mask"))
         unlabelled = f"_Unlab*{mask}jitblur" if mask else ""
         return f"{name}sgdLr0.010.001stepx_clip10_crop512x512bs2_{network}{unlabelled}"
+
+
+class Target(NamedTuple):
+    """file: what Snakemake makes. stage: what `dvc repro` takes. published: the reference's name of the run, or ""."""
+
+    file: str
+    stage: str
+    published: str
 
 
 def _mixed(mask: str, frames: str) -> dict[str, Any]:
@@ -203,11 +215,9 @@ def _fault(c: Configuration, params: Params, path: Path, computed: bool) -> str:
     """What `params` lack for the configuration's row; empty if nothing. See `_selection`."""
     selection = _selection(c, params, computed)
     if selection not in params.table3.rows:
-        criteria = params.table3.select
-        group = {"entropy": "labels", "ds": "features", "us": "student", "ds_us": "student"}.get(selection, "names")
-        if selection not in getattr(criteria, group):
-            rest = "" if c.family in ("table3", "select") else _also(c, params, selection)
-            return f"{path} lacks the selection: add {selection} to `table3.rows` and `table3.select.{group}`{rest}"
+        group = _group(selection)
+        rest = "" if c.family in ("table3", "select") else _also(c, params, selection)
+        return f"{path} lacks the selection: add {selection} to `table3.rows` and `table3.select.{group}`{rest}"
     if c.family in ("table3", "select"):
         return ""
     family = params.compare.families[c.family]
@@ -231,6 +241,11 @@ def _fault(c: Configuration, params: Params, path: Path, computed: bool) -> str:
         found, wanted = getattr(block, odd[0]), c.settings[odd[0]]
         return f"{path}: `methods.{c.method}.{odd[0]}` is {found}, of this configuration {wanted}; correct it"
     return ""
+
+
+def _group(selection: str) -> str:
+    """Which list of `table3.select` a selection stands in, and which stage makes it."""
+    return {"entropy": "labels", "ds": "features", "us": "student", "ds_us": "student"}.get(selection, "names")
 
 
 def _rows(c: Configuration, selection: str) -> str:
@@ -260,8 +275,8 @@ def targets(
     computed: bool = False,
     models: bool = False,
     path: Path = Path("params.yaml"),
-) -> dict[str, str]:
-    """Files that the pipeline makes of a published configuration: {target: the reference's name of that run}.
+) -> list[Target]:
+    """What the pipeline makes of a published configuration, one target per run.
 
     Args:
         configuration: of `CONFIGURATIONS`.
@@ -295,7 +310,11 @@ def targets(
         if labels:
             faults.append(f"{c.name}: the first n lines of a selection are that of n frames; leave --labels out")
         raise_all(faults)
-        return {f"splits/selected/{selection}-{seed}.txt": "" for seed in seeds or block.seeds}
+        stage = f"select_{_group(selection)}"
+        return [
+            Target(f"splits/selected/{selection}-{seed}.txt", f"{stage}@{selection}-{seed}", "")
+            for seed in seeds or block.seeds
+        ]
     for count in labels:
         if reason := _impossible(c, params.data.name, count):
             faults.append(f"{c.name} --labels {count}: {reason}")
@@ -308,13 +327,18 @@ def targets(
     wanted = labels or [n for n in block.labels if not _impossible(c, params.data.name, n)]
     if not wanted:
         raise UserError(f"{c.name}: {_impossible(c, params.data.name, block.labels[0])}")
-    folder = "results/methods" if compared else "results/runs"
-    return {
-        f"models/{run}.safetensors" if models else f"{folder}/{run}.json": c.run_name(params.data.name, n, seed)
+    evaluation = "evaluate_methods" if compared else "evaluate"
+    if models:
+        stage, file = "train" if c.family == "table3" else f"train_{c.family}", "models/{}.safetensors"
+    else:
+        stage = "evaluate_multitask" if c.family == "multitask" else evaluation
+        file = "results/methods/{}.json" if compared else "results/runs/{}.json"
+    return [
+        Target(file.format(run), f"{stage}@{run}", c.run_name(params.data.name, n, seed))
         for n in wanted
         for seed in seeds or block.seeds
         for run in [f"{c.method}-{selection}-{n}-{seed}"]
-    }
+    ]
 
 
 def listing(experiment: int) -> list[str]:
@@ -329,7 +353,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.name:
         print("\n".join(listing(args.experiment)))
         return
-    chosen, faults, found = [], [], {}
+    chosen, faults, found = [], [], []
     for name in args.name:
         try:
             chosen.append(find(args.experiment, name))
@@ -339,7 +363,7 @@ def run(args: argparse.Namespace) -> None:
     params = read_params(args.params)
     for configuration in chosen:
         try:
-            found |= targets(
+            found += targets(
                 configuration,
                 params,
                 args.labels,
@@ -351,10 +375,11 @@ def run(args: argparse.Namespace) -> None:
         except UserError as error:
             faults += str(error).splitlines()
     raise_all(faults)
-    for target, name in found.items():
-        print(target)
-        if args.verbose and name:
-            print(f"# {target}: {name}", file=sys.stderr)
+    for target in dict.fromkeys(found):
+        name = target.stage if args.stages else target.file
+        print(name)
+        if args.verbose and target.published:
+            print(f"# {name}: {target.published}", file=sys.stderr)
 
 
 def main() -> None:
@@ -367,12 +392,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[], metavar="SEED", help="training seeds (7, 25, 42)")
     parser.add_argument("--computed", action="store_true", help="sel_*: our own selections, not the published lists")
     parser.add_argument("--models", action="store_true", help="the trained weights instead of their scores")
+    parser.add_argument("--stages", action="store_true", help="names of stages, for dvc repro, instead of files")
     parser.add_argument("--verbose", action="store_true", help="also the reference's names of the runs, to stderr")
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="which file lists the runs")
     try:
         run(parser.parse_args())
     except UserError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        print(REFUSED)
         raise SystemExit(2) from None
 
 
