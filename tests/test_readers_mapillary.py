@@ -218,7 +218,7 @@ def test_the_command_prints_the_classes_file(tmp_path, monkeypatch, capfdbinary)
     (tmp_path / "all.yaml").write_bytes(capfdbinary.readouterr().out)
     classes, code = read_class_file(tmp_path / "all.yaml")
     assert classes.names[64] == "Object 64 - Ä: (x)" and len(classes.names) == 65
-    assert code.train == {n: n for n in range(65)}  # and 65 is no class
+    assert code.train == {n: n for n in range(65)} | {65: 255}
     write_config(tmp_path, 124)
     with pytest.raises(SystemExit) as stop:
         mapillary_classes.main()
