@@ -6,6 +6,7 @@ import difflib
 import re
 import reprlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
@@ -561,20 +562,27 @@ class Family(Block):
         return [f"{method}-{selection}" for method in self.methods for selection in self.selections]
 
 
+@dataclass(frozen=True)
+class Trains:
+    """What kind of block of `methods` a family of `compare` trains."""
+
+    kind: type[Block]
+
+
 class Compare(Block):
     """The runs that methods.csv, table1.csv and table2.csv are made of; families by what their training reads."""
 
     labels: Annotated[list[Positive], Field(min_length=1)]
     seeds: Annotated[list[Seed], Field(min_length=1)]
     rows: Annotated[list[Text], Field(min_length=1)]
-    mix: Family
-    mix_depth: Family
-    transfer: Family
-    transfer_plain: Family
-    transfer_mix: Family
-    transfer_mix_depth: Family
-    flow: Family
-    multitask: Family
+    mix: Annotated[Family, Trains(PseudoLabel)]
+    mix_depth: Annotated[Family, Trains(PseudoLabel)]
+    transfer: Annotated[Family, Trains(Supervised)]
+    transfer_plain: Annotated[Family, Trains(Supervised)]
+    transfer_mix: Annotated[Family, Trains(PseudoLabel)]
+    transfer_mix_depth: Annotated[Family, Trains(PseudoLabel)]
+    flow: Annotated[Family, Trains(FlowConsistency)]
+    multitask: Annotated[Family, Trains(MultitaskMethod)]
 
     @property
     def families(self) -> dict[str, Family]:
@@ -703,7 +711,7 @@ class Params(Block):
                 block = getattr(self.methods, method, None)
                 if fault := _unfit(name, block):
                     wrong.append(f"`compare.{name}.methods`: {method} {fault}")
-                elif getattr(block, "frames", None) == "video" and block.disparity and self.disparity.frames != "all":
+                elif _reads_disparity_of_video(block) and self.disparity.frames != "all":
                     wrong.append(f"`methods.{method}.frames` video needs `disparity.frames: all`")
             for selection in family.selections if family.methods else ():
                 if selection not in self.table3.rows:
@@ -765,6 +773,10 @@ def _differ(name: str, network: Backbone, depth: Backbone) -> str:
     )
 
 
+def _reads_disparity_of_video(block: Block) -> bool:
+    return isinstance(block, PseudoLabel) and block.frames == "video" and block.disparity
+
+
 def repeated(values: list) -> bool:
     """Whether a list holds a value twice."""
     return len(set(values)) < len(values)
@@ -774,15 +786,18 @@ def _unfit(family: str, block: Block | None) -> str:
     """Why a method cannot be in a family of `compare`; empty if it can."""
     if block is None:
         return "has no block in `methods`"
-    if family == "flow":
-        return "" if isinstance(block, FlowConsistency) else "is not flow_consistency"
-    if family == "multitask" or isinstance(block, MultitaskMethod):
-        return "" if family == "multitask" and isinstance(block, MultitaskMethod) else "is trained by another family"
-    labels_alone = family in ("transfer", "transfer_plain")
-    if labels_alone or not isinstance(block, PseudoLabel):
-        return "" if labels_alone and isinstance(block, Supervised) else "is trained by another family"
+    kinds = {name: kind for name, field in Compare.model_fields.items() for kind in _trained_by(field.metadata)}
+    if type(block) is not kinds[family]:
+        others = [f"`{name}`" for name, kind in kinds.items() if type(block) is kind]
+        return f"is trained by another family: {', '.join(others)}" if others else "is trained by no family"
+    if type(block) is not PseudoLabel:
+        return ""
     wants, has = block.disparity, family.endswith("_depth")
     return "" if wants == has else f"reads {'disparities' if wants else 'no disparity'}; another family trains it"
+
+
+def _trained_by(metadata: list) -> list[type[Block]]:
+    return [part.kind for part in metadata if isinstance(part, Trains)]
 
 
 def _follow(location: tuple) -> tuple[tuple, Any]:

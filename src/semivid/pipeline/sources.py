@@ -1,9 +1,17 @@
-"""Which files of this package a stage command reads: its imports, followed through the package."""
+"""Which files of this package a stage command reads: its imports, followed through the package.
+
+`python -m semivid.pipeline.sources stages/NAME.py` prints them as they stand under `deps` in dvc.yaml.
+"""
 
 from __future__ import annotations
 
 import ast
+import sys
 from pathlib import Path
+from typing import get_args
+
+from semivid.errors import UserError
+from semivid.pipeline.params import Network
 
 # Plumbing that decides where and when things run, never what comes out; were it a dependency, a new key in the
 # schema of params.yaml would retrain everything.
@@ -52,3 +60,40 @@ def imports_of(script: Path, package: Path = Path("src/semivid")) -> set[Path]:
                         found.add(imported)
                         queue.append(imported)
     return found
+
+
+ARCHITECTURE = "src/semivid/models/${network.architecture}.py"
+
+
+def dependencies(script: Path) -> list[str]:
+    """What the stage command `script` has to have under `deps` in dvc.yaml of files with code, in the usual order.
+
+    The working folder is the repository. A script with the key `network` depends on the file of that architecture, and
+    on what any architecture imports, since nobody knows which will be chosen. Raises UserError if there is no `script`.
+    """
+    try:
+        constants = {n.value for n in ast.walk(ast.parse(script.read_text("utf-8"))) if isinstance(n, ast.Constant)}
+    except FileNotFoundError:
+        raise UserError(f"{script}: no such file; give the script of a stage, such as stages/train_mix.py") from None
+    found, named = imports_of(script), set()
+    if "network" in constants:
+        named = {ARCHITECTURE}
+        for block in get_args(get_args(Network)[0]):
+            (architecture,) = get_args(block.model_fields["architecture"].annotation)
+            found |= imports_of(Path(f"src/semivid/models/{architecture}.py"))
+    return [script.as_posix(), *sorted({f.as_posix() for f in found} | named)]
+
+
+def main() -> None:
+    try:
+        if len(sys.argv) != 2:
+            raise UserError("give one script: python -m semivid.pipeline.sources stages/NAME.py")
+        for name in dependencies(Path(sys.argv[1])):
+            print(f"      - {name}")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
