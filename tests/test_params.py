@@ -485,3 +485,38 @@ def test_pick_gives_the_named_parts_alone(read):
 def test_pick_refuses_what_is_not_there(read, key):
     with pytest.raises(UserError, match=f"no key `{key}`"):
         pick(read(BASE), (key,))
+
+
+# ---- the comparison of methods
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "told"),
+    [
+        ("mix", "transfer", "is trained by another family: `transfer`, `transfer_plain`"),
+        ("flow", "classmix", "is trained by another family: `mix`, `mix_depth`, `transfer_mix`, `transfer_mix_depth`"),
+        ("mix", "multitask_depthmix_gt", "is trained by another family: `multitask`"),
+        ("multitask", "depthmix_gt", "is trained by another family: `mix`,"),
+        ("flow", "flow_baseline", "is trained by no family"),
+        ("mix", "depthmix", "reads disparities; another family trains it"),
+        ("transfer_mix_depth", "classmix", "reads no disparity; another family trains it"),
+        ("mix", "nobody", "has no block in `methods`"),
+    ],
+)
+def test_a_family_trains_methods_of_its_kind(read, family, method, told):
+    lines = refused(read, changed(f"compare.{family}.methods", [method], alone=True))
+    assert any(f"`compare.{family}.methods`: {method} {told}" in line for line in lines), lines
+
+
+def test_video_is_mixed_by_disparities_of_all_frames(read):
+    params = changed("methods.depthmix.frames", "video", alone=True)
+    params["methods"]["classmix"]["frames"] = "video"  # reads none
+    params["compare"]["mix"]["methods"] = ["classmix"]
+    params["compare"]["rows"].append("classmix-random")
+    read(params)
+    params["compare"]["mix_depth"]["methods"] = ["depthmix"]
+    params["compare"]["rows"].append("depthmix-random")
+    (line,) = refused(read, params)
+    assert "`methods.depthmix.frames` video needs `disparity.frames: all`" in line
+    params["disparity"]["frames"] = "all"
+    read(params)
