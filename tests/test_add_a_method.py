@@ -73,15 +73,17 @@ class Copy:
         self.run("git", "init", "--quiet")
         self.printed = ""
 
-    def run(self, *command):
-        """What a command prints; it sees the copy's files alone. An error shows what it wrote."""
+    def run(self, *command, inside=None):
+        """What a command prints, run in the copy or `inside`; it sees the code of the copy alone."""
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         environment = os.environ | {
             "PATH": path, "PYTHONPATH": str(self.folder / "src"), "PYTHONDONTWRITEBYTECODE": "1",
             "DVC_SITE_CACHE_DIR": str(self.folder / ".dvc/site"), "XDG_CACHE_HOME": str(self.folder / ".dvc/home"),
             "SEMIVID_WORKERS": "1",
         }  # fmt: skip
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=inside or self.folder, env=environment, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
@@ -96,6 +98,21 @@ class Copy:
             for inside in QUOTED.findall(match["blocks"] or "") or [None]:
                 text = self.printed if block is None else block
                 edit(self.folder / name, match["how"], match["line"], text, inside)
+
+    def again(self, name, folder, **item):
+        """Run a stage in a folder with the data that dvc.yaml declares for it, and nothing else."""
+        entry = yaml.safe_load((self.folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"][name]
+
+        def filled(text):
+            return re.sub(r"\$\{item\.(\w+)\}", lambda match: str(item[match[1]]), text)
+
+        for path in ["params.yaml", *map(filled, entry["deps"])]:
+            if not path.startswith(("src/", "stages/")):
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                place = shutil.copytree if (self.folder / path).is_dir() else shutil.copy
+                place(self.folder / path, folder / path)
+        python, script, *arguments = filled(entry["cmd"]).split()
+        self.run(python, str(self.folder / script), *arguments, inside=folder)
 
     def stale(self):
         """Stages that DVC would run again."""
@@ -155,6 +172,10 @@ def test_the_page_leads_to_a_row_of_the_table(tmp_path):
     assert cutmix["temporal_agreement"] != lines["supervised-random"]["temporal_agreement"]
     logged = json.loads((copy.folder / "runs/cutmix-random-4-7/metrics.json").read_text())
     assert logged["cross_entropy"] > 0 and logged["consistency"] > 0
+
+    copy.again("train_cutmix", tmp_path / "sandbox", method="cutmix", selection="random", labels=4, seed=7)
+    weights = "models/cutmix-random-4-7.safetensors"
+    assert (tmp_path / "sandbox" / weights).read_bytes() == (copy.folder / weights).read_bytes()
 
     assert not copy.stale() & {"train", "train_cutmix", "evaluate_methods", "methods_table"}
     params["methods"]["cutmix"]["area"] = 0.25
