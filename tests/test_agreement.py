@@ -198,7 +198,7 @@ class Checkout:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     checkout = Checkout(tmp_path_factory.mktemp("agreement") / "checkout")
-    checkout.set(data__source="street")
+    checkout.set(data__source="street", render__annotated=[1, 2])  # with neighbours, for multi-task
     checkout.run(sys.executable, "stages/render.py")
     (checkout.folder / "data/raw").rename(checkout.folder / "raw")
     checkout.set()

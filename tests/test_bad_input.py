@@ -542,7 +542,7 @@ PARAMS_CASES = {
         "unknown key `train.evalute_every`; did you mean `evaluate_every`?", "key `train.evaluate_every` is missing"
     ]),
     "misspelt value": (_replace("optimizer: adamw", "optimizer: adam_w"), [
-        ("`methods.flow_baseline.optimizer`", "'sgd', 'adam' or 'adamw'", "did you mean `adamw`?")
+        ("`methods.classmix.optimizer`", "'sgd', 'adam' or 'adamw'", "did you mean `adamw`?")
     ]),
     "misspelt method": (_set(table3__method="supervized"), ["`table3.method`: no method 'supervized'"]),
     "number as a text": (_replace("    lr: 0.001", '    lr: "1e-3"'), [

@@ -112,7 +112,7 @@ def train(folder, work, name):
     store = FrameStore(disparity=folder / "data/disparity")
     streams = [Stream("labelled", labelled, batch_size, SEED, LabelledSamples(store, *window))]
     if "mask" in options:
-        method = PseudoLabelMethod(network(dtype), PseudoLabel(**options, method="pseudo_label"), block, runtime, SEED)
+        method = PseudoLabelMethod(network(dtype), PseudoLabel(**options), block, runtime, SEED)
         samples = MixSamples(store, *window, disparity="depth" in options["mask"], labelled=[f.frame for f in labelled])
         streams.append(Stream("unlabelled", frames_to_mix(index, labelled, "all"), batch_size, SEED, samples))
     else:

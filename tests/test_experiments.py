@@ -242,8 +242,8 @@ def test_values_of_the_specification(params_of, preset):
 def test_the_default_preset_has_them_in_small(params_of):
     """Our own selections stand in where the data have no published list; published ones are named by their block."""
     street = params_of("street")
-    (target,) = targets(find(212, "sel_ds_us_pad_transfer_dcompgt0030"), street, [12], [7])
-    assert target == "results/methods/multitask_depthmix_gt-ds_us-12-7.json"
+    (target,) = targets(find(210, "sel_ds_us_transfer_dcompgt0030"), street, [12], [7])
+    assert target == "results/methods/transfer_depthmix_gt-ds_us-12-7.json"
     assert [*targets(find(211, "entropy_sonly"), street, seeds=[25])] == ["splits/selected/entropy-25.txt"]
     # a row of Table 3 alone, with labels of Table 3 alone
     assert [*targets(find(210, "sel_ent_scratch"), street, [24], [42])] == [

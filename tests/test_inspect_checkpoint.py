@@ -57,7 +57,7 @@ def totals(text):
 
 PUBLISHED = {
     "multitask": (
-        "multitask",
+        "multitask_network",
         "num_classes 19, channels [64, 128, 128, 256, 256], batch_norm false, distillation_layer 7, final_layer 9, "
         "encoder resnet101, pose_encoder resnet18, ASPP of 3 rates",
     ),
@@ -123,7 +123,8 @@ def test_what_it_says_about_our_runs_is_true(tmp_path):
     for name, net in nets.items():
         save_state(net, tmp_path / f"{name}.safetensors")
         text = report(tmp_path / f"{name}.safetensors")
-        assert f"  fits network.architecture {name}\n    with {told[name]}, ASPP of 2 rates\n" in text
+        block = "multitask_network" if name == "multitask" else f"network.architecture {name}"
+        assert f"  fits {block}\n    with {told[name]}, ASPP of 2 rates\n" in text
         assert totals(text) == (len(net.state_dict()), sum(p.numel() for p in net.parameters()))
         assert text.count("fits") == 1
     plain = build_multitask_net(3, LITE, channels=(4,) * 5, aspp=(), pose_encoder=None)

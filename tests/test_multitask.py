@@ -302,7 +302,7 @@ def test_options_reach_the_network():
 
 
 def test_wrong_options():
-    start = {"source": "models/depth_finetune", "encoder": False, "decoder": False}
+    start = {"encoder": False, "decoder": False}
     for block, wrong, message in (
         (Multitask, BLOCK | {"final_layer": 6}, "final_layer 6 must lie beyond distillation_layer 6"),
         (Multitask, BLOCK | {"encoder": "resnet18", "dilated": True}, "cannot be dilated"),

@@ -29,7 +29,7 @@ from semivid.selection.student import DepthStudent, EntropyStudent, Student, gro
 from semivid.selection.uncertainty import depth_error, highest
 from semivid.training import loop
 from semivid.training.runtime import Runtime, as_float
-from small import small_params, write_prepared
+from small import small_params, with_no_comparison, write_prepared
 
 
 @pytest.fixture(scope="module")
@@ -353,9 +353,9 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(script, criterion, seed=7, **changes):
-        params = small_params()
+        params = with_no_comparison(small_params())
         params["select"][criterion].update(changes)
-        params["table3"]["labels"] = [1]
+        params["table3"]["labels"] = params["compare"]["labels"] = [1]
         name = script.__name__
         keys = ("data.name", f"select.{criterion}", f"table3.list_seeds.{seed}")
         stage = Stage(

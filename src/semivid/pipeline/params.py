@@ -718,12 +718,6 @@ class Params(Block):
                     wrong.append(
                         f"`compare.{name}.selections`: {selection} is none of `table3.rows` {self.table3.rows}"
                     )
-        if any(family.methods for name, family in compare.families.items() if name.startswith("transfer")):
-            wrong += self._faults_of_the_transfer()
-        if compare.multitask.methods and (
-            fault := _differ("multitask_network", self.multitask_network, self.depth_network)
-        ):
-            wrong.append(fault)
         supervised = [row for row in compare.rows if row in trained]
         if sorted(compare.rows) != sorted(expected + supervised) or repeated(compare.rows):
             missing, odd = (
@@ -740,37 +734,6 @@ class Params(Block):
                     f"`{name}.rows`: {', '.join(odd) or 'a row'} {'not in `compare.rows`' if odd else 'twice'}"
                 )
         return wrong
-
-    def _faults_of_the_transfer(self) -> list[str]:
-        """Why a depth model's weights would not fit the network."""
-        if self.network.architecture != "encoder_decoder":
-            return [f"`network.architecture` {self.network.architecture} cannot start from depth; leave the transfer "
-                    "families of `compare` empty, or set encoder_decoder"]  # fmt: skip
-        ours, theirs = self.network.backbone(), self.depth_network.backbone()
-        return [
-            f"`network.{key}` {ours[name]} and `depth_network.{key}` {theirs[name]} differ; methods that start from "
-            "depth need equal ones"
-            for key, name in (
-                *((k, k) for k in ("encoder", "dilated", "channels", "batch_norm")),
-                ("aspp_rates", "aspp"),
-            )
-            if ours[name] != theirs[name]
-        ]
-
-
-def _differ(name: str, network: Backbone, depth: Backbone) -> str:
-    """Why weights of a depth model do not fit a network that starts from them; empty if they do."""
-    keys = [
-        k
-        for k in ("encoder", "dilated", "channels", "batch_norm", "aspp_rates")
-        if getattr(network, k) != getattr(depth, k)
-    ]
-    if not keys:
-        return ""
-    return (
-        f"`{name}` and `depth_network` differ in {', '.join(keys)}; methods that start from depth need them equal "
-        "(or leave their families in `compare` empty)"
-    )
 
 
 def _reads_disparity_of_video(block: Block) -> bool:
