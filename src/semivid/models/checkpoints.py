@@ -130,6 +130,11 @@ def describe(state: Mapping[str, Tensor]) -> str:
     if any(key.startswith("unet_dec.") for key in keys):
         classes = next((state[key].numel() for key in ("head.5.bias", "head.2.bias") if key in keys), "unknown")
         return f"a segmentation decoder of {classes} classes"
+    if trunk := trunk_name(state):
+        if "final.6.weight" in keys and "bot_aspp.weight" in keys:
+            return f"a DeepLabV3+ with trunk {trunk} of {state['final.6.weight'].shape[:1].numel()} classes"
+        if not trunk.startswith("resnet"):
+            return f"an ImageNet network that fits trunk {trunk}"
     names = {key.removeprefix("encoder.") for key in keys}
     if "conv1.weight" in names and any(name.startswith("layer1.") for name in names):
         bottleneck = any(name.startswith("layer1.0.conv3") for name in names)
@@ -156,6 +161,27 @@ def describe(state: Mapping[str, Tensor]) -> str:
     if any(key.startswith("net.") for key in keys):
         return "a pose decoder"
     return f"an unknown network of {len(keys)} tensors (first: {next(iter(state))})"
+
+
+def trunk_name(state: Mapping[str, Tensor]) -> str | None:
+    """The trunk of a DeepLabV3+, or of one that a classification network can become, as that network's options call it.
+
+    Told by names alone: None for ResNets below 50 layers and for networks that are no trunk of a DeepLabV3+.
+    """
+    names = {key.removeprefix("backbone.") for key in state}
+    blocks = {tuple(name.split(".")[:2]) for name in names if name.startswith(("mod", "layer"))}
+
+    def count(stage: str) -> int:
+        return sum(first == stage for first, _ in blocks)
+
+    if "mod1.conv1.weight" in names:
+        return "wide_resnet38" if [count(f"mod{n}") for n in range(2, 8)] == [3, 3, 6, 3, 1, 1] else None
+    layers = {6: "50", 23: "101"}.get(count("layer3"))
+    if not layers or "layer1.0.conv3.weight" not in names:
+        return None
+    if {"layer0.conv1.weight", "layer1.0.se_module.fc1.weight"} <= names:
+        return f"seresnext{layers}"
+    return f"resnet{layers}" if names & {"conv1.weight", "layer0.0.weight"} else None
 
 
 def _some(names: list[str]) -> str:

@@ -18,7 +18,16 @@ from torch import Tensor, nn
 
 from semivid.depth.networks import build_depth_model
 from semivid.errors import UserError, shown
-from semivid.models.checkpoints import State, describe, load_strictly, not_finite, read_contents, split_parts
+from semivid.models.checkpoints import (
+    State,
+    describe,
+    load_strictly,
+    not_finite,
+    read_contents,
+    split_parts,
+    trunk_name,
+)
+from semivid.models.deeplabv3plus import CLASSIFIER, SKIPS, DeepLabV3Plus, load_weights
 from semivid.models.depth_decoder import DepthDecoder
 from semivid.models.encoder_decoder import build_segmentation_net
 from semivid.models.encoders import ENCODERS, build_encoder
@@ -37,6 +46,7 @@ _MAPS = {
 _SECOND = (13, 11, 8, 5, 2)
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _TRACELESS = "dilation, rates and output strides leave no trace in tensors; published: dilated, 6, 12, 18 and 1"
+_DEEPLAB_TRACELESS = "output stride and rates leave no trace in tensors; published: 8; 12, 24 and 36"
 _LONGEST = 40
 
 
@@ -139,13 +149,15 @@ def _brief(value: Any) -> str:
 
 def number_of_classes(state: Mapping[str, Tensor]) -> int | None:
     """Of a decoder with a classifier or of an FCN-8s; None for what has none."""
-    if "conv_block1.0.weight" in state:
+    if "bot_aspp.weight" in state:
+        keys = [CLASSIFIER]
+    elif "conv_block1.0.weight" in state:
         keys = ["classifier.6.bias"]
     elif any(key.startswith("unet_dec.") for key in state):
         keys = ["head.5.bias", "head.2.bias"]
     else:
         keys = ["seg_final_head.0.bias"]
-    return next((state[key].numel() for key in keys if key in state), None)
+    return next((state[key].shape[:1].numel() for key in keys if key in state), None)
 
 
 def _fits(section: Section) -> Iterator[str]:
@@ -158,7 +170,9 @@ def _fits(section: Section) -> Iterator[str]:
             told = f"    with {_told(options)}"
             try:
                 for part, module in modules.items():
-                    if section.path and len(section.parts) == 1 and part in ("encoder", "pose_encoder"):
+                    if isinstance(module, DeepLabV3Plus):
+                        load_weights(module, section.parts[part], part)
+                    elif section.path and len(section.parts) == 1 and part in ("encoder", "pose_encoder"):
                         load_encoder_weights(module, str(section.path))  # knows torchvision's and timm's names
                     else:
                         load_strictly(module, section.parts[part], part)
@@ -168,6 +182,8 @@ def _fits(section: Section) -> Iterator[str]:
     yield from verdicts or ["  fits none of this project's networks"]
     if any("ASPP" in verdict for verdict in verdicts):
         yield f"  ({_TRACELESS})"
+    if any("architecture deeplabv3plus" in verdict for verdict in verdicts):
+        yield f"  ({_DEEPLAB_TRACELESS})"
 
 
 def _told(options: Mapping[str, Any]) -> str:
@@ -222,6 +238,13 @@ def _candidates(parts: Mapping[str, State]) -> Iterator[Candidate]:
         told = {"encoder": _MAPS[maps]} | options
         yield Candidate("the decoder of depth_network, and transfer without encoder", told, {"depth": decoder})
     network = parts.get("network", {})
+    if "bot_aspp.weight" in network and (options := _deeplab(network)):
+        yield Candidate("network.architecture deeplabv3plus", options, {"network": DeepLabV3Plus(**options)})
+    for part in ("encoder", "network"):
+        state = parts.get(part, {})
+        if len(parts) == 1 and "bot_aspp.weight" not in state and (trunk := trunk_name(state)):
+            told = {"trunk": trunk}
+            yield Candidate("weights of network.architecture deeplabv3plus", told, {part: DeepLabV3Plus(1, trunk)})
     if "conv_block1.0.weight" in network:
         options = {"num_classes": number_of_classes(network) or 1, "frames": _frames(network)}
         yield Candidate("network.architecture fcn8s", options, {"network": FCN8s(**options)})
@@ -250,6 +273,22 @@ def _frames(state: State) -> int:
     names = ("conv1.weight", "conv_stem.weight", "_conv_stem.weight", "conv_block1.0.weight")
     first = next((v for key, v in state.items() if key.removeprefix("encoder.") in names and v.ndim == 4), None)
     return 1 if first is None else max(1, first.shape[1] // 3)
+
+
+def _deeplab(state: State) -> dict[str, Any]:
+    """Options of a DeepLabV3+; empty if its trunk is unknown."""
+    trunk, fine = trunk_name(state), state.get("bot_fine.weight")
+    if trunk is None:
+        return {}
+    channels = fine.shape[1:2].numel() if fine is not None else None
+    skip = next((name for name, (_, wanted) in SKIPS.items() if wanted == channels), "m1")
+    published_elsewhere = any(key.startswith("backbone.") for key in state)
+    return {
+        "trunk": trunk,
+        "num_classes": number_of_classes(state) or 1,
+        "skip": "m1" if trunk == "wide_resnet38" else skip,
+        "align_corners": not published_elsewhere,
+    }
 
 
 def _decoder(state: State, prefix: str) -> dict[str, Any]:
