@@ -129,13 +129,13 @@ def test_wide_resnet38_equals_the_reference_on_a_large_input(data_dir):
 
 @torch.no_grad()
 def test_that_of_semisup_semseg_equals_its_reference(data_dir):
-    """Fed as it is, without our normalisation; its own output is what `final` answers, at stride 2."""
+    """Its own output is what `final` answers, at stride 2."""
     spec, fixture = spec_of(data_dir, S4GAN), np.load(data_dir / f"{S4GAN}.npz")
     net = filled("wide_resnet38", "backbone.", align_corners=False)
     seen = watch(net, "mod2", "mod5", "mod7", "aspp", "final")
     logits = net(as_seen(rand((1, 3, 64, 128), 0)))
     assert {name: list(seen[name].shape) for name in ("mod2", "mod5", "mod7", "aspp")} == {
-        name: spec["shapes"][name] for name in ("mod2", "mod5", "mod7", "aspp")
+        name: spec["fixture"]["shapes"][name] for name in ("mod2", "mod5", "mod7", "aspp")
     }
     close(seen["mod2"][:, ::8, ::4, ::4], fixture["s2"], 1e-4)
     close(seen["mod5"][:, ::16, ::2, ::2], fixture["mod5"], 1e-4)
@@ -169,10 +169,11 @@ def test_other_skip(trunk, skip, stride):
     assert net.bot_fine.weight.shape == (48, 512, 1, 1) and seen["bot_fine"].shape[-2:] == (64 // stride, 128 // stride)
 
 
-@pytest.mark.parametrize("size", [(3, 3), (3, 200), (33, 50), (360, 480), (375, 1242), (1024, 2048)])
-def test_any_size(size):
-    for trunk in TRUNKS:
-        assert empty(trunk, 5).eval()(torch.empty(1, 3, *size, device="meta")).shape == (1, 5, *size)
+@pytest.mark.parametrize("trunk", ["wide_resnet38", "seresnext50", "resnet50"])
+def test_any_size(trunk):
+    net = empty(trunk, 5).eval()
+    for size in ((3, 3), (3, 200), (33, 50), (360, 480), (375, 1242), (1024, 2048)):
+        assert net(torch.empty(1, 3, *size, device="meta")).shape == (1, 5, *size)
 
 
 def test_too_small_an_input():
@@ -197,6 +198,8 @@ def test_options_that_are_not_to_be_had(options, match):
 
 @torch.no_grad()
 def test_normalises_inside(resnet):
+    from torchvision.transforms.functional import normalize
+
     seen = []
     hook = resnet.layer0.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     picture = rand((2, 3, 5, 7), 1)
@@ -204,8 +207,6 @@ def test_normalises_inside(resnet):
     for layout in (torch.contiguous_format, torch.channels_last):
         resnet(picture.contiguous(memory_format=layout))
         assert seen[-1].is_contiguous(memory_format=layout)
-        from torchvision.transforms.functional import normalize
-
         torch.testing.assert_close(seen[-1], normalize(kept, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     hook.remove()
     assert torch.equal(picture, kept)
@@ -289,7 +290,7 @@ def test_start_of_the_heads():
     for name, module in net.named_modules():
         if isinstance(module, torch.nn.Conv2d) and name.startswith(HEADS):
             inputs = module.weight[0].numel()
-            assert float(module.weight.std()) == pytest.approx((2 / inputs) ** 0.5, rel=0.05), name
+            assert float(module.weight.detach().std()) == pytest.approx((2 / inputs) ** 0.5, rel=0.05), name
     assert float(net.final[1].weight.detach().min()) == 1 and not net.final[1].bias.any()
 
 
@@ -420,7 +421,7 @@ def imagenet(data_dir, trunk):
             [*row, "int64" if row[0].endswith("tracked") else "float32"]
             for row in spec["pretrained_file"]["extra_keys"]
         ]
-        assert len(keys) == spec["pretrained_file"]["n_tensors"]
+        assert len(keys) + len(kinds) == spec["pretrained_file"]["n_tensors"]
         return [*keys, *kinds]
     with torch.device("meta"):
         if trunk.startswith("resnet"):

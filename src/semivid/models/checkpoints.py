@@ -133,7 +133,7 @@ def describe(state: Mapping[str, Tensor]) -> str:
     if trunk := trunk_name(state):
         if "final.6.weight" in keys and "bot_aspp.weight" in keys:
             return f"a DeepLabV3+ with trunk {trunk} of {state['final.6.weight'].shape[:1].numel()} classes"
-        if not trunk.startswith("resnet"):
+        if "conv1.weight" not in keys:
             return f"an ImageNet network that fits trunk {trunk}"
     names = {key.removeprefix("encoder.") for key in keys}
     if "conv1.weight" in names and any(name.startswith("layer1.") for name in names):

@@ -182,8 +182,9 @@ def load_weights(net: DeepLabV3Plus, state: State, where: str, new_classifier: b
 
     Args:
         net: the network.
-        state: a whole DeepLabV3+: published by NVIDIA, by semisup-semseg (its trunk's names begin with ``backbone.``),
-            or our own. Or its trunk with an ImageNet classifier, which is ignored: torchvision's or timm's ResNets,
+        state: a whole DeepLabV3+: published by NVIDIA, by semisup-semseg (its trunk's names begin with ``backbone.``;
+            a start for training alone, for its input was normalised otherwise, and differently for each data set), or
+            our own. Or its trunk with an ImageNet classifier, which is ignored: torchvision's or timm's ResNets,
             Cadene's SE-ResNeXts (timm's ``legacy_``), ``wider_resnet38.pth.tar``; the rest keeps its random start.
         where: the file's name, for errors.
         new_classifier: the last layer keeps its random start too.
@@ -208,8 +209,8 @@ def load_weights(net: DeepLabV3Plus, state: State, where: str, new_classifier: b
                 "set new_classifier to true to train another last layer, or take another file"
             )
     elif found:
-        rest = {key: value for key, value in own.items() if not key.startswith(tuple(f"{n}." for n in net.stages))}
-        state = rest | _from_imagenet(state)
+        load_strictly(nn.ModuleDict({name: getattr(net, name) for name in net.stages}), _from_imagenet(state), where)
+        return
     load_strictly(net, state, where)
 
 
