@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from helpers import fill_value, rand, randn
 from semivid.errors import UserError
+from semivid.propagation import flownet2
 from semivid.propagation.flownet2 import (
     FlowNet2,
     FlowNetC,
@@ -118,9 +119,9 @@ def test_video_reconstruction_equals_the_reference(data_dir):
 @torch.no_grad()
 def test_the_whole_chain_with_flownet2_equals_the_reference(data_dir):
     spec, expected = spec_of(data_dir, "sdcnet2drecon"), np.load(data_dir / "sdc_net2d_recon.npz")
-    flownet2 = filled(on_meta(FlowNet2), "flownet2.")
+    whole = filled(on_meta(FlowNet2), "flownet2.")
     images = images_of()
-    flows = interframe_flows(images, flownet2)
+    flows = interframe_flows(images, whole)
     same(flows[0], expected["flownet2_flow_21"], 2e-4)
     same(flows[1], expected["flownet2_flow_32"], 2e-4)
     network = filled(SDCNet2DRecon())
@@ -131,10 +132,10 @@ def test_the_whole_chain_with_flownet2_equals_the_reference(data_dir):
 
     # Other sizes are mirrored up to multiples of 64, what is there is not changed.
     cut = [i[..., :60, :100] for i in images[:2]]
-    flow = flownet2(*cut)
+    flow = whole(*cut)
     assert flow.shape == (1, 2, 60, 100) and not flow.requires_grad
-    whole = [torch.from_numpy(np.pad(c.numpy(), ((0, 0), (0, 0), (0, 4), (0, 28)), "reflect")) for c in cut]
-    torch.testing.assert_close(flow, flownet2(*whole)[..., :60, :100], rtol=0, atol=0)
+    mirrored = [torch.from_numpy(np.pad(c.numpy(), ((0, 0), (0, 0), (0, 4), (0, 28)), "reflect")) for c in cut]
+    torch.testing.assert_close(flow, whole(*mirrored)[..., :60, :100], rtol=0, atol=0)
 
 
 def compare_losses(frame, target, motion, expected):
@@ -251,12 +252,12 @@ def test_correlation_has_a_gradient_and_ignores_half_precision():
 
 
 @torch.no_grad()
-def test_matches_pass_a_leaky_relu():
-    """The fixture holds no negative correlation, so it cannot tell."""
+def test_matches_pass_a_leaky_relu(monkeypatch):
+    """The fixture holds no negative correlation, so it cannot tell; here they all are."""
+    monkeypatch.setattr(flownet2, "correlation", lambda first, second: -correlation(first, second))
     network = on_meta(FlowNetC).to_empty(device="cpu")
     for name in ("conv1", "conv2", "conv3", "conv_redir"):
         filled(getattr(network, name), f"{name}.")
-    network.conv3 = network.conv3[0]  # features of both signs
     seen = []
     network._flow2 = lambda *levels: seen.append(levels)
     network.conv3_1 = torch.nn.Identity()
@@ -266,8 +267,8 @@ def test_matches_pass_a_leaky_relu():
     first = network.conv3(network.conv2(network.conv1(x[:, :3])))
     second = network.conv3(network.conv2(network.conv1(x[:, 3:])))
     matches = correlation(first, second)
-    assert (matches < 0).any()
-    expected = torch.cat([network.conv_redir(first), torch.where(matches < 0, 0.1 * matches, matches)], 1)
+    assert matches.max() > 0.1 and matches.min() >= 0
+    expected = torch.cat([network.conv_redir(first), -0.1 * matches], 1)
     torch.testing.assert_close(level3, expected)
     torch.testing.assert_close(level2, network.conv2(network.conv1(x[:, :3])))
 
