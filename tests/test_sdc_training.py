@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers import rand
-from semivid.data.index import Frame, Index
+from semivid.data.index import Frame, Index, read_index
 from semivid.data.store import FrameStore
 from semivid.data.streams import Stream
 from semivid.errors import UserError
@@ -27,6 +27,7 @@ from semivid.propagation.sdc_losses import (
 )
 from semivid.propagation.sdcnet import SDCNet2D, SDCNet2DRecon, estimated_flow, zero_flow
 from semivid.propagation.sequence_samples import SequenceSamples, sequences
+from semivid.training.distributed import together
 from semivid.training.loop import fit
 from semivid.training.resume import load_resume
 from semivid.training.runtime import Runtime
@@ -358,3 +359,21 @@ def test_a_stopped_training_goes_on_as_if_it_had_not(moving, tmp_path):
     fitted(again, moving, tmp_path / "b", iterations=5)
     for key, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[key]), key
+
+
+def trained_over(folder, count):
+    """The weights and losses of three steps in `count` processes, each on a part of every batch of 2."""
+    index = read_index(folder / "data/prepared/frames.csv")
+    method = method_of()
+    history = fitted(method, index, folder / f"work{count}", iterations=3)
+    return method.state_dict(), history
+
+
+def test_two_processes_train_as_one(moving, tmp_path):
+    folder = moving.frames[0].image.parents[4]
+    state, history = trained_over(folder, 1)
+    with together(2, trained_over, folder, 2):
+        other, shared = trained_over(folder, 2)
+    assert [r["loss"] for r in shared] == pytest.approx([r["loss"] for r in history], rel=1e-5)
+    for key, value in state.items():
+        torch.testing.assert_close(other[key], value, rtol=0, atol=1e-4, msg=key)
