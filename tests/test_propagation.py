@@ -11,19 +11,39 @@ import pytest
 import torch
 
 from helpers import rand, randn
+from semivid.data.classes import Classes
 from semivid.data.index import Frame, Index
 from semivid.data.street.render import Renderer
 from semivid.data.street.scene import draw_lots, make_scene
 from semivid.data.street.textures import build_bank
 from semivid.errors import UserError
+from semivid.evaluation.film import open_source
+from semivid.evaluation.pictures import read_labels, read_rgb
+from semivid.flow.estimators import build_estimator
+from semivid.flow.files import flow_path, write_flow
+from semivid.flow.index import FlowPair, write_flow_index
+from semivid.flow.store import FlowStore
 from semivid.propagation import reference
 from semivid.propagation.compose import VOID, Motion, carry, checked, compose, nearest, vote
+from semivid.propagation.film import mistakes, strip, write_film
+from semivid.propagation.index import (
+    COLUMNS,
+    for_training,
+    read_confidence,
+    read_propagated,
+    save,
+    write_propagated,
+)
 from semivid.propagation.propagate import (
+    STEPS,
+    EstimatedMotion,
     NetworkMotion,
     Settings,
+    StoredMotion,
+    check_steps,
     propagate,
 )
-from semivid.propagation.quality import PropagationQuality
+from semivid.propagation.quality import PropagationQuality, quality_csv, quality_markdown
 
 # ------------------------------------------------------------------ a rendered film and its truth
 
@@ -318,3 +338,219 @@ def test_composed_motion_with_void_beats_the_references_chain(films):
         # the same coverage: nothing is void but what leaves the picture
         assert table.loc[("unchecked", k)].miou_common > chain.miou_common
         assert 0.7 < composed.known < 1 and chain.known == 1
+
+
+# ------------------------------------------------------------------ sources of motion, ends of videos, bad input
+
+
+def test_stored_flow_gives_what_estimated_flow_gives(films, tmp_path):
+    film, estimate = films[0], build_estimator("dis")
+    pairs = []
+    for first, second in zip(film.frames[:4], film.frames[1:4], strict=False):
+        one, two = film.image(first), film.image(second)
+        for frame, direction, flow in (
+            (first, "forward", estimate(one, two)),
+            (second, "backward", estimate(two, one)),
+        ):
+            write_flow(flow_path(tmp_path, frame, direction, "float16"), flow)
+        files = [f"{d}/val/{f.frame}.npy" for f, d in ((first, "forward"), (second, "backward"))]
+        pairs.append(FlowPair("val", "film", first.frame, second.frame, *files, "", 0.0, 0.0, 0.0, 0.0, None))
+    write_flow_index(tmp_path / "index.csv", pairs)
+    store = FlowStore(tmp_path)
+    store.image, store.label = film.image, film.label
+    stored, estimated = StoredMotion(store), EstimatedMotion(film, estimate)
+    for source, steps in ((0, [1, 3]), (3, [-2])):
+        pairs = [list(propagate(film.index, film, m, film.frames[source], steps)) for m in (stored, estimated)]
+        for one, other in zip(*pairs, strict=True):
+            assert (one.carried.label == other.carried.label).mean() > 0.995
+    faults = []
+    got = list(propagate(film.index, film, stored, film.frames[3], [1, -1, -3, -4], faults=faults))
+    assert [r.step for r in got] == [-1, -3]
+    assert faults == [
+        "f3, step +1: no flow file from f4 to f3",
+        "f3, step -4: film (val) has no frame -1",
+    ]
+    with pytest.raises(UserError, match=r"f4: no flow to f3 in .*set `flow.frames: all`"):
+        stored.flow(film.frames[4], film.frames[3])
+
+
+def test_network_sees_the_frame_before_the_source(films):
+    film, seen = films[0], []
+
+    def network(images):
+        seen.append([next(i for i, x in enumerate(film.images) if x is image) for image in images])
+        return film.truth(seen[-1][2], seen[-1][1])[0]
+
+    motion, faults = NetworkMotion(film, film.index, network), []
+    results = list(propagate(film.index, film, motion, film.frames[1], [1, 2, 4], faults=faults))
+    assert sorted(seen) == [[0, 1, 2], [1, 2, 3], [3, 2, 1], [4, 3, 2]]  # each once, both ways for the check
+    assert [r.step for r in results] == [1, 2]
+    assert faults == ["f1, step +4: no frame 6 of film, which the network sees before f5"]
+    true = list(propagate(film.index, film, TrueMotion(film), film.frames[1], [1, 2]))
+    assert all((a.carried.label == b.carried.label).all() for a, b in zip(results, true, strict=True))
+    bad = NetworkMotion(film, film.index, lambda images: np.zeros((3, 4, 2), np.float32))
+    with pytest.raises(UserError, match=r"motion of f2: the network gave \(3, 4, 2\)"):
+        list(propagate(film.index, film, bad, film.frames[1], [1]))
+
+
+def test_bad_input(films):
+    film, motion = films[0], TrueMotion(films[0])
+    for steps, text in (([], "are \\[\\]"), ([0, 1], "other than 0"), ([1, 1], "each once"), ([1.5], "whole numbers")):
+        with pytest.raises(UserError, match=text):
+            list(propagate(film.index, film, motion, film.frames[0], steps))
+    assert check_steps([-2, 1, -1, 3, 2]) == [1, -1, 2, -2, 3]
+    with pytest.raises(UserError, match="way of propagation is 'chain'"):
+        Settings("chain")
+    with pytest.raises(UserError, match="least confidence of propagation is 2"):
+        Settings(least=2)
+    label, image = film.labels[0], film.images[0]
+    still = Motion(np.zeros((64, 128, 2), np.float32), np.ones((64, 128), bool))
+    with pytest.raises(UserError, match=r"the label map is uint8 \(32, 128\)"):
+        carry(label[:32], image, still, image)
+    with pytest.raises(UserError, match=r"the picture is float64"):
+        carry(label, image / 2, still, image)
+    with pytest.raises(UserError, match="have 2 sizes"):
+        compose([still, Motion(still.flow[:32], still.known[:32])])
+    wide = EstimatedMotion(film, build_estimator("dis"))
+    wide.store = type("Store", (), {"image": lambda self, f: np.zeros((64, 128 + f.position, 3), np.uint8)})()
+    with pytest.raises(UserError, match="f1 is 129x64, f0 128x64: bring the frames"):
+        list(propagate(film.index, film, wide, film.frames[0], [1]))
+
+
+# ------------------------------------------------------------------ files and the index
+
+
+@pytest.fixture
+def written(films, tmp_path):
+    """Propagated labels of two frames, one joint and one with real pictures, in a folder, and what was propagated."""
+    film = films[0]
+    folder = tmp_path / "prepared"
+    frames = [dataclasses.replace(f, image=folder / f"images/{f.frame}.png") for f in film.frames]
+    index, results, labels = Index(frames), [], []
+    for source, steps, joint in ((1, [1, -1], True), (4, [-2, 1], False)):
+        for result in propagate(index, film, TrueMotion(film), index.frames[source], steps):
+            results.append(result)
+            labels.append(save(tmp_path / "propagated", result, joint))
+    path = tmp_path / "propagated" / "propagated.csv"
+    write_propagated(path, labels)
+    return index, results, labels, path
+
+
+def test_written_labels_are_read_again(written):
+    index, results, labels, path = written
+    assert path.read_text().splitlines()[0] == ",".join(COLUMNS)
+    read = read_propagated(path, index)
+    assert [(p.frame.frame, p.source.frame, p.step, p.joint) for p in read] == [
+        ("f0", "f1", -1, True), ("f2", "f4", -2, False), ("f2", "f1", 1, True), ("f5", "f4", 1, False),
+    ]  # fmt: skip
+    by_place = {(p.frame.frame, p.step): p for p in read}
+    for result, label in zip(results, labels, strict=True):
+        p = by_place[result.target.frame, result.step]
+        assert (read_labels(p.label) == result.carried.label).all()
+        assert np.abs(read_confidence(p.confidence_map) - result.carried.confidence).max() <= 0.5 / 255 + 1e-6
+        given = result.carried.label != VOID
+        assert p.known == pytest.approx(given.mean(), abs=1e-4) and 0.3 < p.known < 1
+        assert p.confidence == pytest.approx(result.carried.confidence[given].mean(), abs=1e-4)
+        assert p.label == label.label and p.image == label.image
+        if p.joint:
+            assert (read_rgb(p.image) == result.carried.image).all()
+        else:
+            assert p.image == index.by_name[p.frame.frame].image
+
+
+def test_training_takes_labels_of_its_own_frames_only(written):
+    index, _, _, path = written
+    read = read_propagated(path, index)
+    names = lambda *args, **kwargs: [f.frame for f in for_training(read, *args, **kwargs)]  # noqa: E731
+    assert names({"f1"}) == ["f0_m1", "f2_p1"]
+    assert names({"f1", "f4"}) == ["f0_m1", "f2_m2", "f2_p1", "f5_p1"]
+    assert names({"f1", "f4"}, steps={-2}) == ["f2_m2"]
+    assert names({"f1", "f2"}) == ["f0_m1"] and names({"f1", "f2"}, over_labelled=True) == ["f0_m1", "f2_p1"]
+    with pytest.raises(UserError, match="none of 4 propagated labels is from one of the 1 labelled frames"):
+        names({"f3"})
+    with pytest.raises(UserError, match="none of 4"):
+        names({"f1"}, least_known=1.0)
+    # beside the real frames in one index: these keep their neighbours
+    joined = Index([*index.frames, *for_training(read, {"f1", "f4"})])
+    assert joined.neighbour(index.by_name["f1"], 1) is index.by_name["f2"] and len(joined) == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda t: t.replace("known\n", "share\n"), "no column known"),
+        (lambda t: t.replace("f0,f1", "f9,f1"), "line 2: the prepared index has no frame f9"),
+        (lambda t: t.replace("f0,f1,-1", "f0,f1,1"), r"line 2: f0 is not \+1 frames from f1"),
+        (lambda t: t.replace("f0,f1,-1", "f0,f1,x"), "line 2: malformed row"),
+        (lambda t: t.replace("labels/m1/val/f0.png", ""), "line 2: malformed row"),
+        (lambda t: t[:-4] + "nan\n", "line 5: malformed row"),
+        (lambda t: t + t.splitlines()[-1] + "\n", r"line 6: f5 has two labels of step \+1"),
+    ],
+)
+def test_faulty_indexes(written, change, text):
+    index, _, labels, path = written
+    path.write_text(change(path.read_text()))
+    with pytest.raises(UserError, match=text):
+        read_propagated(path, index)
+    with pytest.raises(UserError, match=r"no file .*other.csv; run the stage propagate"):
+        read_propagated(path.with_name("other.csv"), index)
+    with pytest.raises(UserError, match=r"has two labels of step -1"):
+        write_propagated(path, [*labels, labels[1]])
+
+
+# ------------------------------------------------------------------ quality and pictures
+
+
+def test_quality_counts_as_by_hand():
+    truth = np.uint8([[0, 0, 0, 1, 1, VOID]])
+    void = VOID
+    late = np.uint8([[0, 0, 0, void, void, 0]])
+    quality = PropagationQuality(3)
+    quality.add(2, truth, {
+        ("flow", "composed"): np.uint8([[0, 0, void, 1, 0, 2]]), ("flow", "reference"): np.uint8([[0, 1, 1, 1, 0, 2]]),
+    })  # fmt: skip
+    quality.add(-2, truth, {
+        ("flow", "composed"): late, ("flow", "reference"): np.uint8([[0, 0, 0, 1, 1, 0]]),
+    })  # fmt: skip
+    table = quality.table(["a", "b", "c"])
+    assert list(table.way) == ["reference", "composed"] and set(table.distance) == {2} and set(table.pairs) == {2}
+    chain, composed = table.iloc[0], table.iloc[1]
+    # composed: a is 5 of 6, b 1 of 4 labelled; one pixel of b is called a. union a = 6 with the wrong one, b = 2
+    assert composed.known == pytest.approx(7 / 10) and composed.accuracy == pytest.approx(6 / 7)
+    assert composed.miou == pytest.approx((5 / 6 + 1 / 2) / 2)
+    assert composed.miou_all == pytest.approx((5 / 7 + 1 / 4) / 2)
+    # the chain: a 4 right, 1 b called a, 2 a called b
+    assert chain.known == 1 and chain.miou == chain.miou_all == pytest.approx((4 / 7 + 3 / 6) / 2)
+    # common pixels: first pair 0, 1, 3, 4; second pair 0, 1, 2
+    assert composed.common == chain.common == pytest.approx(7 / 10)
+    assert chain.accuracy_common == pytest.approx(5 / 7) and composed.accuracy_common == pytest.approx(6 / 7)
+    text = quality_markdown(table, {"data": "toy"})
+    assert "| flow | composed | 66.67 (70.00) |" in text and "4" in text and "Protocol: data toy." in text
+    assert quality_csv(table, {"data": "toy"}).splitlines()[0].endswith("miou_all,protocol_data")
+    with pytest.raises(UserError, match="no propagated label has a true one"):
+        PropagationQuality(3).table(["a", "b", "c"])
+    with pytest.raises(UserError, match="bring them to one size"):
+        quality.add(1, truth, {("flow", "direct"): truth[:, :3]})
+
+
+def test_strip_and_film(films, tmp_path):
+    film = films[0]
+    classes = Classes(tuple(NAMES), np.random.default_rng(0).integers(0, 256, (34, 3), dtype=np.uint8))
+    results = list(propagate(film.index, film, TrueMotion(film), film.frames[1], [1, -1]))
+    labels = {r.step: {"composed": r.carried.label, "truth": film.labels[1 + r.step]} for r in results}
+    images = {s: film.images[1 + s] for s in labels}
+    truths = {s: film.labels[1 + s] for s in labels}
+    sheet = strip(images, labels, classes, truths, width=128)
+    assert sheet.shape == (5 * (64 + 24) + 6, 2 * 134 + 6, 3)  # 2 overlays, 2 of mistakes, 1 of the truth; 2 steps
+    write_film(tmp_path / "a.mp4", images, labels, classes, truths, fps=2.0, width=128)
+    frames = [picture for _, picture in open_source(tmp_path / "a.mp4")]
+    assert len(frames) == 2 and list(tmp_path.iterdir()) == [tmp_path / "a.mp4"]
+    assert np.abs(frames[0][6:70, 6:134].astype(int) - sheet[6:70, 6:134]).mean() < 12  # step -1 comes first
+    with pytest.raises(UserError, match="different ways"):
+        strip(images, {1: labels[1], -1: {"composed": labels[-1]["composed"]}}, classes)
+    with pytest.raises(UserError, match="fps of the film"):
+        write_film(tmp_path / "b.mp4", images, labels, classes, fps=0)
+    image = np.full((1, 4, 3), 100, np.uint8)
+    shown = mistakes(image, np.uint8([[1, 2, VOID, 1]]), np.uint8([[1, 1, 1, VOID]]))
+    assert shown.tolist() == [[[80, 130, 88], [158, 70, 71], [0, 0, 0], [100, 100, 100]]]
+    assert shown[0, 0, 1] > shown[0, 0, 0] and shown[0, 1, 0] > shown[0, 1, 1] and (shown[0, 3] == 100).all()
