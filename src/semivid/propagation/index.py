@@ -99,7 +99,7 @@ def _write(path: Path, pixels: np.ndarray) -> None:
 
 def read_confidence(path: Path) -> np.ndarray:
     """A map of confidence, float32 (H, W) in [0, 1]. UserError if it is missing or no 8-bit PNG of one channel."""
-    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    values = cv2.imread(str(path), cv2.IMREAD_UNCHANGED) if Path(path).is_file() else None
     if values is None or values.dtype != np.uint8 or values.ndim != 2:
         raise UserError(f"{shown(path)}: missing or no map of confidence; run the stage propagate again")
     return values.astype(np.float32) / 255

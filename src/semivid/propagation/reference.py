@@ -146,7 +146,7 @@ def propagate_files(
 
 def _read(path: Path) -> np.ndarray:
     flags = cv2.IMREAD_GRAYSCALE if path.stem.endswith("labelIds") else cv2.IMREAD_COLOR
-    array = cv2.imread(str(path), flags)
+    array = cv2.imread(str(path), flags) if path.is_file() else None
     if array is None:
         raise UserError(f"{shown(path)}: missing or not a picture; correct the folder of the Cityscapes files")
     return array
