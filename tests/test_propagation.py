@@ -330,14 +330,13 @@ def test_composed_motion_with_void_beats_the_references_chain(films):
                 labels = {("dis", n): w[step] for n, w in zip(names, ways, strict=True)}
                 quality.add(step, film.labels[start + step], labels)
     table = quality.table(NAMES).set_index(["way", "distance"])
-    print(table.drop(columns=["motion"]).to_string())
     for k in (2, 3, 4, 5):
         composed, chain = table.loc[("composed", k)], table.loc[("reference", k)]
         assert composed.miou > chain.miou + 0.02 and composed.accuracy > chain.accuracy
         assert composed.miou_common > chain.miou_common and composed.accuracy_common > chain.accuracy_common
-        # the same coverage: nothing is void but what leaves the picture
+        # without the check only what leaves the picture is void: it is not the choice of easy pixels that wins
         assert table.loc[("unchecked", k)].miou_common > chain.miou_common
-        assert 0.7 < composed.known < 1 and chain.known == 1
+        assert 0.6 < composed.known < 1 and chain.known == 1
 
 
 # ------------------------------------------------------------------ sources of motion, ends of videos, bad input
