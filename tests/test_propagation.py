@@ -551,5 +551,4 @@ def test_strip_and_film(films, tmp_path):
         write_film(tmp_path / "b.mp4", images, labels, classes, fps=0)
     image = np.full((1, 4, 3), 100, np.uint8)
     shown = mistakes(image, np.uint8([[1, 2, VOID, 1]]), np.uint8([[1, 1, 1, VOID]]))
-    assert shown.tolist() == [[[80, 130, 88], [158, 70, 71], [0, 0, 0], [100, 100, 100]]]
-    assert shown[0, 0, 1] > shown[0, 0, 0] and shown[0, 1, 0] > shown[0, 1, 1] and (shown[0, 3] == 100).all()
+    assert shown.tolist() == [[[80, 130, 88], [158, 70, 70], [0, 0, 0], [100, 100, 100]]]
