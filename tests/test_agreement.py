@@ -232,15 +232,27 @@ def change(path):
     return lambda: path.write_bytes(before)
 
 
+# In the ordinary suite one key of every block, and those that tell two families apart; the rest in check-slow.
+OFTEN = {"depth_finetune__feature_distance", "flow__dis__preset", "methods__depthmix__margin", "table3__seeds less"}
+for _key in KEYS:
+    if _key.partition("__")[0] not in {often.partition("__")[0] for often in OFTEN}:
+        OFTEN.add(_key)
+OFTEN |= {"methods__supervised__lr"}
+
+
+def slow_unless(often, cases):
+    return [case if case in often else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
 def test_every_block_of_the_parameters_is_tried():
-    assert {key.partition("__")[0] for key in KEYS} == set(small_params())
+    assert {key.partition("__")[0] for key in OFTEN} == set(small_params())
 
 
 def test_both_engines_have_nothing_to_do_after_a_run(checkout):
     assert both_name(checkout, []) == set()
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", slow_unless(OFTEN, KEYS))
 def test_a_changed_key_makes_both_engines_name_its_readers(checkout, key):
     value, stale = KEYS[key]
     checkout.set(**{key.split()[0]: value})
@@ -250,7 +262,16 @@ def test_a_changed_key_makes_both_engines_name_its_readers(checkout, key):
         checkout.set()
 
 
-@pytest.mark.parametrize("file", FILES)
+OFTEN_FILES = {
+    "src/semivid/methods/pseudo_label.py",
+    "src/semivid/methods/supervised.py",
+    "src/semivid/training/loop.py",
+    "src/semivid/pipeline/stage.py",
+    "raw/gtFine",
+}
+
+
+@pytest.mark.parametrize("file", slow_unless(OFTEN_FILES, FILES))
 def test_a_changed_file_makes_both_engines_name_its_readers(checkout, file):
     undo = change(checkout.folder / file)
     try:
